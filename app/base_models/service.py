@@ -1,0 +1,146 @@
+"""Registering base models: a local folder becomes a name, pinned by the digest of every file."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.base_models import repository
+from app.domain.ledger import digest_of
+from app.errors import Conflict, InvalidBaseModel
+from app.models.base import utc_now
+from app.models.base_model import BaseModel
+
+ALLOWED = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"|model\.safetensors\.index)\.json|merges\.txt|chat_template\.(jinja|json)|[\w.-]+\.safetensors"
+)
+"""Files that are loaded, and so are pinned. Documents beside them are left alone; anything else is refused."""
+DOCUMENTS = re.compile(r"README\.md|LICENSE.*|USE_POLICY\.md|NOTICE.*|\.gitattributes", re.IGNORECASE)
+CODE_KEYS = (
+    "auto_map",
+    "trust_remote_code",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "custom_pipelines",
+)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+MAX_HEADER_BYTES = 64 * 1024 * 1024
+
+
+def register_base_model(session: Session, name: str, folder: Path) -> BaseModel:
+    """Register a local model folder. Raises InvalidBaseModel saying which file is refused and why.
+
+    Registering the same bytes again under the same name is harmless; other bytes need another name, because
+    jobs and critics are bound to the digests.
+    """
+    if not NAME.fullmatch(name) or name.startswith("ft:"):
+        raise InvalidBaseModel(
+            f"the name {name!r} cannot be used; letters, digits, '.', '_', '-' and '/' can, 100 at most"
+        )
+    folder = folder.absolute()
+    config, files = inspect_folder(folder)
+    digest = digest_of(files)
+    known = repository.get_base_model(session, name)
+    if known is not None:
+        if known.digest != digest:
+            raise Conflict(
+                f"the name {name!r} belongs to another model (digest {known.digest[:12]}, not {digest[:12]});"
+                " register this one under another name"
+            )
+        known.path = str(folder)
+        return known
+    text = config.get("text_config", config)
+    try:
+        sizes = {key: int(text[key]) for key in ("hidden_size", "max_position_embeddings")}
+    except (KeyError, TypeError, ValueError):
+        raise InvalidBaseModel(
+            f"{folder / 'config.json'} does not give hidden_size and max_position_embeddings"
+        ) from None
+    base = BaseModel(name=name, path=str(folder), digest=digest, files=files, created_at=utc_now(), **sizes)
+    session.add(base)
+    return base
+
+
+def inspect_folder(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the configuration of a model folder and the SHA-256 of each file that is loaded."""
+    if not folder.is_dir():
+        raise InvalidBaseModel(f"{folder} is not a folder; give a local Hugging Face model directory")
+    files: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InvalidBaseModel(f"{name} is a link out of the folder; copy the file itself into it")
+        if path.is_dir() or DOCUMENTS.fullmatch(name):
+            continue
+        if not ALLOWED.fullmatch(name):
+            raise InvalidBaseModel(
+                f"{name} is not a file that a base model may have: only safetensors weights, tokenizer and"
+                " configuration are loaded; code and pickled weights never are. Remove it, or convert the weights"
+            )
+        if name.endswith(".safetensors"):
+            _check_safetensors(path, name)
+        elif name.endswith(".json"):
+            _check_json(path, name)
+        files[name] = hash_file(path)
+    for needed in ("config.json", "tokenizer_config.json"):
+        if needed not in files:
+            raise InvalidBaseModel(f"{folder} has no {needed}; give a Hugging Face model directory")
+    if not any(name.endswith(".safetensors") for name in files):
+        raise InvalidBaseModel(f"{folder} has no weights in safetensors format; convert them first")
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config, files
+
+
+def verify_folder(folder: Path, files: dict[str, str]) -> None:
+    """Raise InvalidBaseModel where a folder differs from the digests that it was registered with."""
+    try:
+        _, found = inspect_folder(folder)
+    except OSError as error:
+        raise InvalidBaseModel(f"the model folder {folder} cannot be read: {error.strerror}") from error
+    for name in sorted(files.keys() | found.keys()):
+        if files.get(name) != found.get(name):
+            raise InvalidBaseModel(
+                f"{folder / name} is not what was registered; restore it, or register the folder anew"
+                " under another name"
+            )
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_safetensors(path: Path, name: str) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, size - 8) or file.read(1) != b"{":
+            raise InvalidBaseModel(f"{name} is not a safetensors file, whatever its name says")
+
+
+def _check_json(path: Path, name: str) -> None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidBaseModel(f"{name} is not JSON: {error}") from None
+    # Vocabularies are large and may hold any word as a key; only configurations are searched.
+    if name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        _refuse_code(content, name, "$")
+
+
+def _refuse_code(value: Any, name: str, path: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in CODE_KEYS:
+                raise InvalidBaseModel(
+                    f"{name}, {path}.{key}: this key makes the loader run code; a base model must do without"
+                )
+            _refuse_code(inner, name, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_code(inner, name, f"{path}[{index}]")

@@ -1,0 +1,230 @@
+"""The tether command. Each command imports what it needs when it runs, so that all of them start quickly."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.errors import TetherError
+from app.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.database import Database
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+models = typer.Typer(no_args_is_help=True, help="Base models.")
+critics = typer.Typer(no_args_is_help=True, help="Critics of base models.")
+cli.add_typer(models, name="models")
+cli.add_typer(critics, name="critics")
+out = Console(soft_wrap=True, highlight=False)
+
+Home = Annotated[Path | None, typer.Option(help="Folder of all state. Default: TETHER_HOME or .tether")]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
+
+
+def main() -> None:
+    """Run the command line; an error that Tether raises on purpose is one line and exit code 1."""
+    try:
+        cli()
+    except TetherError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error.message}", markup=False)
+        sys.exit(1)
+
+
+def settings_of(home: Path | None) -> Settings:
+    """Read the settings and set up the log of a command that keeps running or writes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("alembic", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return load_settings(home=home)
+
+
+@cli.command()
+def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run API, reconciler and workers together, with all state in one folder."""
+    from app.serve import serve as run
+
+    run(settings_of(home), host, port)
+
+
+@cli.command()
+def api(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run the API alone."""
+    from app.serve import prepare, run_api
+
+    settings = settings_of(home)
+    prepare(settings)
+    run_api(settings, host, port)
+
+
+@cli.command()
+def reconciler(home: Home = None) -> None:
+    """Run the reconciler alone."""
+    import signal
+    import threading
+
+    from app.reconciler import run_reconciler
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    settings = settings_of(home)
+    with database_of(settings) as database:
+        run_reconciler(database, settings, stop)
+
+
+@cli.command()
+def worker(home: Home = None, queue: Annotated[str, typer.Option(help="gpu or cpu.")] = "gpu") -> None:
+    """Run the worker of one queue."""
+    environment = load_settings(home=home).child_environment()
+    # The worker replaces this process, so that signals reach it and no torch is ever loaded here.
+    os.execve(sys.executable, [sys.executable, "-m", "worker.celery_app", "--queue", queue], environment)
+
+
+@cli.command()
+def migrate(home: Home = None) -> None:
+    """Bring the database to the current schema."""
+    from app.migration import current_revision
+    from app.migration import migrate as upgrade
+
+    settings = settings_of(home)
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with database_of(settings) as database:
+        upgrade(database.engine)
+        with database.engine.connect() as connection:
+            out.print(f"the database is at revision {current_revision(connection)}")
+
+
+@models.command("add")
+def add_model(
+    name: Annotated[str, typer.Argument(help="Name that jobs use.")],
+    path: Annotated[Path, typer.Argument(help="Local Hugging Face model folder (safetensors only).")],
+    home: Home = None,
+) -> None:
+    """Register a base model, pinned by the SHA-256 of each of its files."""
+    from app.base_models.service import register_base_model
+    from app.database import unit_of_work
+
+    with database_of(settings_of(home)) as database, unit_of_work(database) as session:
+        base = register_base_model(session, name, path)
+        out.print(f"registered {base.name} ({len(base.files)} files, digest {base.digest[:12]})")
+        out.print(f"next: tether critics fit --base {base.name} --data FILE")
+
+
+@models.command("list")
+def list_models(home: Home = None) -> None:
+    """List the base models."""
+    from app.base_models.repository import list_base_models
+    from app.critics.repository import get_newest_critic
+    from app.database import read_only
+
+    table = Table("name", "digest", "critic", "path")
+    with database_of(settings_of(home)) as database, read_only(database) as session:
+        for base in list_base_models(session):
+            critic = get_newest_critic(session, base)
+            table.add_row(base.name, base.digest[:12], critic.id if critic else "none", base.path)
+    out.print(table)
+
+
+@critics.command("fit")
+def fit_critic(
+    base: Annotated[str, typer.Option(help="Name of the base model.")],
+    data: Annotated[Path, typer.Option(help='JSON lines: {"messages": […], "label": 0|1, "group": topic}')],
+    home: Home = None,
+) -> None:
+    """Fit the activation critic of a base model and make it the one that new jobs use."""
+    import subprocess
+
+    from app.critics.repository import list_critics
+    from app.critics.service import request_fit
+    from app.database import read_only, unit_of_work
+    from app.work.repository import get_work
+
+    settings = settings_of(home)
+    with database_of(settings) as database:
+        with unit_of_work(database) as session:
+            work = request_fit(session, settings, base_name=base, data=data)
+        # The work is done here and now, by the same process that a worker would start for it.
+        environment = settings.child_environment()
+        subprocess.run([sys.executable, "-m", "worker.process", work.id], env=environment, check=False)
+        with read_only(database) as session:
+            done = get_work(session, work.id)
+            if done is None or done.state != "succeeded":
+                message = done.error["message"] if done and done.error else "see the log above"
+                raise TetherError(f"the critic was not fitted: {message}")
+            report = list_critics(session)[-1].report
+            out.print(
+                f"fitted {list_critics(session)[-1].id} for {base}: on held-out groups AUROC"
+                f" {report['auroc']:.3f}, {report['tpr_at_1_percent_fpr']:.0%} of harmful requests found at 1 %"
+                " false positives"
+            )
+
+
+@critics.command("list")
+def list_fitted(home: Home = None) -> None:
+    """List the critics."""
+    from app.critics.repository import list_critics
+    from app.database import read_only
+
+    table = Table("id", "base model", "AUROC", "TPR at 1 % FPR", "fitted at")
+    with database_of(settings_of(home)) as database, read_only(database) as session:
+        for critic in list_critics(session):
+            table.add_row(
+                critic.id,
+                critic.base_model,
+                f"{critic.report['auroc']:.3f}",
+                f"{critic.report['tpr_at_1_percent_fpr']:.3f}",
+                f"{critic.created_at:%Y-%m-%d %H:%M} UTC",
+            )
+    out.print(table)
+
+
+@cli.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="An evidence bundle.", exists=True, dir_okay=False)],
+    adapter: Annotated[Path | None, typer.Option(help="The adapter's zip, to be checked against it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The training file, to be checked against it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Check an evidence bundle offline. The exit code is 0 where no check failed."""
+    from app.domain.verify import verify_bundle
+
+    report = verify_bundle(bundle, adapter=adapter, data=data)
+    text = json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines())
+    out.print(text, markup=False)
+    raise typer.Exit(report.exit_code)
+
+
+@cli.command()
+def doctor(home: Home = None) -> None:
+    """Say what works here and what to do about what does not."""
+    from app.doctor import examine
+
+    table = Table("what", "found", "verdict")
+    findings = examine(load_settings(home=home))
+    for finding in findings:
+        table.add_row(finding.what, finding.found, "ok" if finding.todo is None else finding.todo)
+    out.print(table)
+    raise typer.Exit(int(any(finding.todo is not None for finding in findings)))
+
+
+@contextmanager
+def database_of(settings: Settings) -> Iterator["Database"]:
+    """Open the database for one command."""
+    from app.database import Database, open_engine
+    from app.queue import build_publisher
+
+    database = Database(open_engine(settings.database_url), build_publisher(settings))
+    try:
+        yield database
+    finally:
+        database.engine.dispose()

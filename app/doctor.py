@@ -1,0 +1,141 @@
+"""Looking at every part that a job needs."""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from kombu.exceptions import KombuError
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.base_models.repository import list_base_models
+from app.base_models.service import verify_folder
+from app.critics.repository import get_newest_critic
+from app.database import Database, open_engine, read_only
+from app.errors import TetherError
+from app.health import WORKER_SILENCE_MS
+from app.migration import current_revision, newest_revision
+from app.queue import QUEUES, build_publisher, check_broker
+from app.settings import Settings
+from app.work.repository import list_live_queues
+
+DEVICE = (
+    "import json; from worker.training.models import choose_device, environment;"
+    "print(json.dumps(environment(choose_device())))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    what: str
+    found: str
+    todo: str | None = None
+    """What to do about it; None where it is well."""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Return a finding for each part, in the order in which they depend on each other."""
+    findings = [*_versions(), _device(), _storage(settings), _broker(settings)]
+    engine = open_engine(settings.database_url)
+    try:
+        findings += _database(Database(engine, build_publisher(settings)), settings)
+    finally:
+        engine.dispose()
+    return findings
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("python", platform.python_version())
+    for name in (
+        "tether",
+        "fastapi",
+        "celery",
+        "sqlalchemy",
+        "torch",
+        "transformers",
+        "peft",
+        "vl-convert-python",
+    ):
+        try:
+            yield Finding(name, version(name))
+        except PackageNotFoundError:
+            extra = "charts" if name.startswith("vl") else "worker"
+            yield Finding(name, "not installed", f"pip install 'tether[{extra}]'")
+
+
+def _device() -> Finding:
+    # In a process of its own: this one never loads torch.
+    found = subprocess.run([sys.executable, "-c", DEVICE], capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        return Finding("device", "torch cannot be loaded", "pip install 'tether[worker]'")
+    environment = json.loads(found.stdout)
+    return Finding("device", f"{environment['device']} ({environment['threads']} threads)")
+
+
+def _storage(settings: Settings) -> Finding:
+    try:
+        settings.storage_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=settings.storage_dir) as file:
+            file.write(b"x")
+    except OSError as error:
+        return Finding(
+            "storage", str(settings.storage_dir), f"it cannot be written ({error.strerror}): mend that"
+        )
+    return Finding("storage", str(settings.storage_dir))
+
+
+def _broker(settings: Settings) -> Finding:
+    kind = settings.broker_url.partition("://")[0]
+    try:
+        check_broker(settings)
+    except (OSError, KombuError) as error:
+        return Finding("broker", kind, f"not reachable ({error}): start it, or mend TETHER_BROKER_URL")
+    return Finding("broker", kind)
+
+
+def _database(database: Database, settings: Settings) -> Iterator[Finding]:
+    kind = database.engine.dialect.name
+    try:
+        with read_only(database) as session:
+            revision = current_revision(session.connection())
+            if revision != newest_revision():
+                yield Finding("database", f"{kind}, revision {revision}", "run: tether migrate")
+                return
+            yield Finding("database", f"{kind}, revision {revision}")
+            live = list_live_queues(session, WORKER_SILENCE_MS)
+            for queue in QUEUES:
+                todo = None if queue in live else f"start one: tether serve, or tether worker --queue {queue}"
+                yield Finding(f"worker of the queue {queue}", "alive" if queue in live else "none", todo)
+            bases = list_base_models(session)
+            if not bases:
+                yield Finding("base models", "none", "run: tether models add NAME PATH")
+            for base in bases:
+                todo = _complaint(lambda base=base: verify_folder(Path(base.path), base.files))  # type: ignore[misc]
+                yield Finding(f"model {base.name}", base.digest[:12], todo)
+                critic = get_newest_critic(session, base)
+                if critic is None:
+                    fit = f"run: tether critics fit --base {base.name} --data FILE"
+                    yield Finding(f"critic of {base.name}", "none", fit)
+                else:
+                    yield Finding(
+                        f"critic of {base.name}", f"{critic.id}, AUROC {critic.report['auroc']:.3f}"
+                    )
+    except SQLAlchemyError as error:
+        yield Finding(
+            "database", kind, f"not reachable ({type(error).__name__}): start it, or mend TETHER_DATABASE_URL"
+        )
+
+
+def _complaint(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except TetherError as error:
+        return error.message
+    return None

@@ -1,0 +1,208 @@
+"""The evidence bundle: one zip with a job's leaves and risk table, for a verifier that needs nothing else.
+
+Members: `manifest.json` (canonical JSON: format, job, size, root, head), `leaves.jsonl` and, where a risk
+table was recorded, `risk_table.jsonl`; each line of these is one exact leaf or entry, ended by a newline.
+Standard library only. A bundle may come from anybody, so that reading one trusts nothing in it.
+"""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from app.domain.canonical import canonical_bytes, parse_canonical
+from app.domain.ledger import MAX_LEAF_BYTES
+from app.domain.merkle import RootBuilder, leaf_hash
+
+FORMAT = "tether.bundle/1"
+MANIFEST, LEAVES, RISK_TABLE = "manifest.json", "leaves.jsonl", "risk_table.jsonl"
+
+GIB = 1024**3
+MAX_BUNDLE_BYTES = 2 * GIB - 1
+"""Beyond it a zip needs the ZIP64 form, which is refused."""
+MAX_MEMBER_BYTES = {MANIFEST: 65_536, LEAVES: 4 * GIB, RISK_TABLE: 4 * GIB}
+MAX_RATIO = 200
+"""No member may be packed tighter. Real records shrink about tenfold; the worst bombs a thousandfold."""
+
+_END = struct.Struct("<4s4H2LH")
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+"""What zipfile raises for archives that somebody damaged or made up."""
+
+
+class BundleError(ValueError):
+    """The file is not an evidence bundle that can be read."""
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def write_bundle(
+    fileobj: IO[bytes], *, job: str, leaves: Iterable[bytes], risk_table: Iterable[bytes] | None
+) -> None:
+    """Write the bundle of a job whose ledger is `leaves`, in order.
+
+    The same input makes the same bytes (given the same zlib): times and permissions are fixed. Raises
+    ValueError where there is no leaf.
+    """
+    builder = RootBuilder()
+    head = b""
+
+    def hashed() -> Iterator[bytes]:
+        nonlocal head
+        for leaf in leaves:
+            head = leaf_hash(leaf)
+            builder.append(head)
+            yield leaf
+
+    with zipfile.ZipFile(fileobj, "w") as archive:
+        _write_lines(archive, LEAVES, hashed())
+        if risk_table is not None:
+            _write_lines(archive, RISK_TABLE, risk_table)
+        if not builder.size:
+            raise ValueError(f"the ledger of {job} has no leaf, so there is nothing to prove")
+        manifest = {
+            "format": FORMAT,
+            "job": job,
+            "size": builder.size,
+            "root": builder.root().hex(),
+            "head": head.hex(),
+        }
+        with archive.open(_member(MANIFEST), "w") as member:
+            member.write(canonical_bytes(manifest))
+
+
+def _write_lines(archive: zipfile.ZipFile, name: str, lines: Iterable[bytes]) -> None:
+    with archive.open(_member(name), "w", force_zip64=True) as member:
+        for line in lines:
+            if b"\n" in line:
+                raise ValueError(f"{name}: a line holds a newline, so it is not canonical JSON")
+            member.write(line + b"\n")
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.create_system = 3
+    info.external_attr = 0o100644 << 16
+    return info
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+class Bundle:
+    """An open bundle. Its methods stream; nothing but the manifest is held. Close it, or use `with`."""
+
+    def __init__(self, archive: zipfile.ZipFile, manifest: dict[str, Any]) -> None:
+        self.manifest = manifest
+        """format, job, size, root, head: what the bundle claims; see `app.domain.verify`."""
+        self._archive = archive
+
+    def __enter__(self) -> "Bundle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._archive.close()
+
+    def leaves(self) -> Iterator[bytes]:
+        """Yield the leaves in order. Raises BundleError where the member is damaged."""
+        return _read_lines(self._archive, LEAVES)
+
+    def risk_table(self) -> Iterator[bytes] | None:
+        """Return the entries of the risk table in order, or None where the bundle has none."""
+        if RISK_TABLE not in self._archive.namelist():
+            return None
+        return _read_lines(self._archive, RISK_TABLE)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Open a bundle. Raises BundleError where the file is not one, is damaged, or is beyond the limits."""
+    try:
+        _check_end_record(path)
+        archive = zipfile.ZipFile(path)
+    except _DAMAGE as error:
+        raise _as_bundle_error(error, path.name) from error
+    try:
+        for info in archive.infolist():
+            _check_member(info)
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise BundleError("a member stands twice in the bundle")
+        for name in (MANIFEST, LEAVES):
+            if name not in names:
+                raise BundleError(f"the bundle has no {name}")
+        return Bundle(archive, _parse_manifest(archive.read(MANIFEST)))
+    except BaseException as error:
+        archive.close()
+        if isinstance(error, _DAMAGE):
+            raise _as_bundle_error(error, MANIFEST) from error
+        raise
+
+
+def _as_bundle_error(error: Exception, name: str) -> BundleError:
+    if isinstance(error, BundleError):
+        return error
+    return BundleError(f"{name} cannot be read: {error or type(error).__name__}")
+
+
+def _check_end_record(path: Path) -> None:
+    """Refuse, before the directory is parsed, an archive whose directory is large, hidden or in ZIP64 form."""
+    size = path.stat().st_size
+    if size > MAX_BUNDLE_BYTES:
+        raise BundleError(f"the bundle has {size} bytes; the largest allowed has {MAX_BUNDLE_BYTES}")
+    if size < _END.size:
+        raise BundleError("the file is too short to be a zip")
+    with path.open("rb") as file:
+        file.seek(-_END.size, 2)
+        magic, _, _, _, entries, length, offset, comment = _END.unpack(file.read(_END.size))
+    if magic != b"PK\x05\x06" or comment:
+        raise BundleError("the file does not end as a zip without a comment does; it may be cut short")
+    if entries > len(MAX_MEMBER_BYTES):
+        raise BundleError(f"the bundle has {entries} members; a bundle has at most {len(MAX_MEMBER_BYTES)}")
+    if offset + length + _END.size != size:
+        raise BundleError("the zip's directory is not where its end record says")
+
+
+def _check_member(info: zipfile.ZipInfo) -> None:
+    if info.filename not in MAX_MEMBER_BYTES or info.orig_filename != info.filename:
+        raise BundleError(f"the bundle has the unknown member {info.orig_filename[:80]!r}")
+    if info.flag_bits & 1:
+        raise BundleError(f"{info.filename} is encrypted")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BundleError(f"{info.filename} is packed by the unknown method {info.compress_type}")
+    limit = MAX_MEMBER_BYTES[info.filename]
+    if info.file_size > limit:
+        raise BundleError(f"{info.filename} has {info.file_size} bytes; the most allowed is {limit}")
+    if info.file_size > MAX_RATIO * info.compress_size + 65_536:
+        raise BundleError(
+            f"{info.filename} would grow from {info.compress_size} to {info.file_size} bytes;"
+            f" more than {MAX_RATIO} to 1 is refused"
+        )
+
+
+def _parse_manifest(data: bytes) -> dict[str, Any]:
+    manifest = parse_canonical(data)
+    expected = {"format": str, "job": str, "size": int, "root": str, "head": str}
+    if not isinstance(manifest, dict) or {k: type(v) for k, v in manifest.items()} != expected:
+        raise BundleError(f"expected an object of {', '.join(expected)}, numbers as numbers, words as words")
+    if manifest["format"] != FORMAT:
+        raise BundleError(f"the format is {manifest['format'][:80]!r}; this verifier reads {FORMAT}")
+    return manifest
+
+
+def _read_lines(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    try:
+        with archive.open(name) as member:
+            number = 0
+            # Room for the longest line and its newline. zipfile may return some bytes more than asked for.
+            while line := member.readline(MAX_LEAF_BYTES + 1):
+                if len(line.removesuffix(b"\n")) > MAX_LEAF_BYTES:
+                    raise BundleError(f"{name}: line {number} (from 0) is too long")
+                if not line.endswith(b"\n"):
+                    raise BundleError(f"{name}: line {number} (from 0) does not end in a newline")
+                yield line[:-1]
+                number += 1
+    except _DAMAGE as error:
+        raise _as_bundle_error(error, name) from error

@@ -1,0 +1,82 @@
+"""The states of work, the arrows between them, and the wire's word for each state."""
+
+from enum import StrEnum
+
+
+class WorkKind(StrEnum):
+    """What a row in the table of work asks for."""
+
+    TRAIN = "train"
+    """A fine-tuning job."""
+    FIT_CRITIC = "fit_critic"
+    """Fit the activation critic of a base model."""
+    VALIDATE_FILE = "validate_file"
+    """Check a data file that was too large to be checked while it was uploaded."""
+
+
+class State(StrEnum):
+    """Where a piece of work stands. Only a compare-and-set on (state, epoch) changes it."""
+
+    VALIDATING = "validating"
+    """Its data file is still being checked."""
+    QUEUED = "queued"
+    """Claimable by any worker of its queue."""
+    STARTING = "starting"
+    """Claimed; digests are being verified and the model loaded."""
+    RUNNING = "running"
+    """The reference pass or a training step is under way."""
+    FINALISING = "finalising"
+    """The last step is committed; the adapter is being published."""
+    SUCCEEDED = "succeeded"
+    """Done, and its record is complete."""
+    FAILED = "failed"
+    """Ended by an error that is in `error`."""
+    CANCELLED = "cancelled"
+    """Ended at the client's wish."""
+
+
+class Desired(StrEnum):
+    """What the client wants of a piece of work; the owner obeys at the next step boundary."""
+
+    RUN = "run"
+    CANCEL = "cancel"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+OWNED = frozenset({State.STARTING, State.RUNNING, State.FINALISING})
+"""States in which a worker holds the lease."""
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.VALIDATING: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.QUEUED: frozenset({State.STARTING, State.CANCELLED, State.FAILED}),
+    State.STARTING: frozenset({State.RUNNING, State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.FINALISING, State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.FINALISING: frozenset({State.SUCCEEDED, State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+WIRE_STATUS: dict[State, str] = {
+    State.VALIDATING: "validating_files",
+    State.QUEUED: "queued",
+    State.STARTING: "running",
+    State.RUNNING: "running",
+    State.FINALISING: "running",
+    State.SUCCEEDED: "succeeded",
+    State.FAILED: "failed",
+    State.CANCELLED: "cancelled",
+}
+
+
+def check_transition(before: State, after: State) -> None:
+    """Raise ValueError where the machine has no arrow from `before` to `after`."""
+    if after not in TRANSITIONS[before]:
+        allowed = ", ".join(sorted(TRANSITIONS[before])) or "nothing: it is terminal"
+        raise ValueError(f"no transition from {before} to {after}; from {before} one may go to {allowed}")
+
+
+def model_name(base: str, suffix: str | None, job_id: str, *, step: int | None = None) -> str:
+    """Return a tuned model's name in the wire's form, ft:base:organisation:suffix:id, of a checkpoint with its step."""
+    name = f"ft:{base}:tether:{suffix or ''}:{job_id[-8:]}"
+    return name if step is None else f"{name}:ckpt-step-{step}"

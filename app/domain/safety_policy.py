@@ -1,0 +1,69 @@
+"""The operator's safety policy: which methods a request may ask for, and the floors under beta."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from app.domain.training_spec import AdaptiveKL, FixedKL, Frozen, NoPenalty, beta_range
+from app.errors import ConfigurationError, PolicyViolation
+
+METHODS = ("adaptive_kl", "fixed_kl", "none")
+
+
+class SafetyPolicy(Frozen):
+    """The smallest protection that a request may ask for."""
+
+    methods: tuple[str, ...] = Field(METHODS, description="Methods that a request may name.")
+    beta_min_floor: float = Field(0.0, ge=0, le=1, description="Least KL weight of a row without risk.")
+    beta_max_floor: float = Field(0.0, ge=0, le=1, description="Least KL weight of the riskiest row.")
+    critic_types: tuple[str, ...] = Field(("activation", "constant"), description="Critics that may steer.")
+
+    def check(self, safety: AdaptiveKL | FixedKL | NoPenalty) -> None:
+        """Raise PolicyViolation, naming the field, where the request asks for less than this policy demands."""
+        if safety.method not in self.methods:
+            raise PolicyViolation(
+                f"the operator's policy does not allow the method {safety.method!r};"
+                f" allowed: {', '.join(self.methods)}",
+                param="safety.method",
+            )
+        if isinstance(safety, AdaptiveKL) and safety.critic.type not in self.critic_types:
+            raise PolicyViolation(
+                f"the operator's policy does not allow the critic {safety.critic.type!r};"
+                f" allowed: {', '.join(self.critic_types)}",
+                param="safety.critic.type",
+            )
+        if isinstance(safety, NoPenalty):
+            return
+        least, greatest = beta_range(safety)
+        names = ("beta_min", "beta_max") if isinstance(safety, AdaptiveKL) else ("beta", "beta")
+        for name, value, floor in (
+            (names[0], least, self.beta_min_floor),
+            (names[1], greatest, self.beta_max_floor),
+        ):
+            if value < floor:
+                raise PolicyViolation(
+                    f"{name} is {value:g}; the operator's policy demands at least {floor:g}",
+                    param=f"safety.{name}",
+                )
+
+
+def load_policy(path: Path | None) -> tuple[SafetyPolicy, str]:
+    """Read a policy file (TOML) and return it with the SHA-256 of its bytes. None is the shipped policy."""
+    path = path or Path(__file__).with_name("safety_policy.toml")
+    try:
+        content = path.read_bytes()
+        policy = SafetyPolicy.model_validate(tomllib.loads(content.decode("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"the policy file {path}: {field}: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the policy file {path} cannot be read: {error}") from error
+    unknown = set(policy.methods) - set(METHODS)
+    if unknown:
+        raise ConfigurationError(
+            f"the policy file {path}: methods: {', '.join(sorted(unknown))} unknown; known: {', '.join(METHODS)}"
+        )
+    return policy, hashlib.sha256(content).hexdigest()

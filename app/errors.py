@@ -1,0 +1,137 @@
+"""The one tree of errors.
+
+Every error says what happened, where, and what to do next. It carries the HTTP status and the fields of the
+wire's error form, so that one handler can turn any of them into a reply, and it pickles, so that it can cross
+a process boundary.
+"""
+
+
+class TetherError(Exception):
+    """Base of every error that Tether raises on purpose."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own __reduce__ would lose the keyword arguments.
+        return _rebuild, (type(self), self.message, self.param, self.code)
+
+    def to_wire(self) -> dict[str, str | None]:
+        """Return the inner object of OpenAI's error form: message, type, param, code."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+
+def _rebuild(cls: type[TetherError], message: str, param: str | None, code: str | None) -> TetherError:
+    return cls(message, param=param, code=code)
+
+
+class InvalidRequest(TetherError):
+    """The request is wrong in itself; `param` names the field by its JSON path."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class InvalidTrainingFile(InvalidRequest):
+    """A data file is wrong; the message names line and JSON path."""
+
+    code = "invalid_training_file"
+
+
+class PolicyViolation(InvalidRequest):
+    """The request asks for less protection than the operator's policy allows."""
+
+    code = "policy_violation"
+
+
+class NotAuthenticated(TetherError):
+    """No key, or a key that is not known."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFound(TetherError):
+    """There is no such thing, or it belongs to another project."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class Conflict(TetherError):
+    """The thing exists and is in a state that does not allow this."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class PayloadTooLarge(TetherError):
+    """The body is larger than the operator's limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class StorageUnavailable(TetherError):
+    """The disk or object store cannot take or give the bytes."""
+
+    status = 503
+    code = "storage_unavailable"
+
+
+class DatabaseUnavailable(TetherError):
+    """The database does not answer."""
+
+    status = 503
+    code = "database_unavailable"
+
+
+class ChartsUnavailable(TetherError):
+    """Pictures were asked for where the `charts` extra is not installed."""
+
+    status = 501
+    code = "charts_unavailable"
+
+
+class ConfigurationError(TetherError):
+    """A setting or a policy file is unusable."""
+
+    code = "configuration"
+
+
+class LeaseLost(TetherError):
+    """This process no longer owns its work: another one took over, or the database could not be reached."""
+
+    code = "lease_lost"
+
+
+class JobFailure(TetherError):
+    """A job cannot go on; code, message and param become the job's `error`."""
+
+    code = "training_failed"
+
+
+class InvalidBaseModel(TetherError):
+    """A model directory is not one that Tether will load."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_base_model"
+
+
+class CriticUnusable(JobFailure):
+    """A critic cannot be fitted, or was fitted for another base model or template."""
+
+    code = "critic_unusable"

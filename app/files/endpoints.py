@@ -1,0 +1,82 @@
+"""/v1/files"""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi.responses import FileResponse
+
+from app import storage
+from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SessionDep, SettingsDep
+from app.files import repository, service
+from app.files.schemas import file_to_wire
+from app.pages import build_page
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+
+@router.post("")
+def create_file(
+    caller: CallerDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    file: UploadFile,
+    purpose: Annotated[str, Form()],
+) -> dict[str, Any]:
+    """Upload a training file (JSON lines)."""
+    created = service.create_file(
+        database,
+        settings,
+        project_id=caller.project_id,
+        filename=file.filename or "file",
+        purpose=purpose,
+        stream=file.file,
+    )
+    return file_to_wire(created)
+
+
+@router.get("")
+def list_files(
+    caller: CallerDep,
+    session: ReadSessionDep,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10000)] = 10000,
+    order: Literal["asc", "desc"] = "desc",
+) -> dict[str, Any]:
+    """List files by time of creation."""
+    files = repository.list_files(
+        session, caller.project_id, purpose=purpose, after=after, limit=limit, order=order
+    )
+    return build_page([file_to_wire(file) for file in files], limit)
+
+
+@router.get("/{file_id}")
+def retrieve_file(caller: CallerDep, session: ReadSessionDep, file_id: str) -> dict[str, Any]:
+    """Return a file object."""
+    return file_to_wire(service.get_file(session, caller.project_id, file_id))
+
+
+@router.delete("/{file_id}")
+def delete_file(
+    caller: CallerDep, session: SessionDep, settings: SettingsDep, file_id: str
+) -> dict[str, Any]:
+    """Forget a file."""
+    service.delete_file(session, settings, caller.project_id, file_id)
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+@router.get("/{file_id}/content")
+def retrieve_content(
+    caller: CallerDep, session: ReadSessionDep, settings: SettingsDep, file_id: str
+) -> FileResponse:
+    """Return the bytes of a file."""
+    file = service.get_file(session, caller.project_id, file_id)
+    return FileResponse(
+        storage.find_stored(settings.storage_dir, file.sha256),
+        media_type="application/octet-stream",
+        headers={
+            "etag": f'"{file.sha256}"',
+            "content-disposition": "attachment",
+            "x-content-type-options": "nosniff",
+        },
+    )

@@ -1,0 +1,121 @@
+"""The rules of files: what is checked when, and what is refused."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from sqlalchemy.orm import Session
+
+from app import queue, storage
+from app.database import Database, unit_of_work
+from app.domain.dataset import MAX_LINE_BYTES, Problem, check_training_lines
+from app.domain.job import WorkKind
+from app.errors import InvalidRequest, InvalidTrainingFile, NotFound
+from app.files import repository
+from app.models.base import new_id, utc_now
+from app.models.file import File
+from app.settings import Settings
+from app.work import repository as work_repository
+
+TRAINING = "fine-tune"
+RESULTS = "fine-tune-results"
+
+
+def create_file(
+    database: Database, settings: Settings, *, project_id: str, filename: str, purpose: str, stream: BinaryIO
+) -> File:
+    """Store an upload. A small training file is checked at once; a large one is left to a worker.
+
+    Raises InvalidTrainingFile with every problem found, and then keeps nothing.
+    """
+    if purpose != TRAINING:
+        raise InvalidRequest(
+            f"purpose: found {purpose!r}; this service takes files of the purpose {TRAINING!r}",
+            param="purpose",
+        )
+    stored = storage.store_stream(settings.storage_dir, stream, max_bytes=settings.max_file_bytes)
+    rows: int | None = None
+    if stored.size_bytes <= settings.sync_check_bytes:
+        rows, problems = check_stored(settings, stored.sha256)
+        if problems:
+            with unit_of_work(database) as session:
+                discard_unused(session, settings, stored.sha256)
+            raise InvalidTrainingFile(describe_problems(problems), param="file")
+    with unit_of_work(database) as session:
+        file = add_file(session, project_id=project_id, filename=filename, purpose=purpose, stored=stored)
+        file.rows = rows
+        file.status = "uploaded" if rows is None else "processed"
+        if rows is None:
+            work = work_repository.add_work(
+                session,
+                kind=WorkKind.VALIDATE_FILE,
+                queue="cpu",
+                project_id=project_id,
+                args={"file": file.id},
+            )
+            queue.enqueue(session, work.queue, work.id)
+    return file
+
+
+def add_file(
+    session: Session, *, project_id: str, filename: str, purpose: str, stored: storage.Stored
+) -> File:
+    """Insert the row of a stored file. Its name is a label only and never part of a path."""
+    label = PurePosixPath(PureWindowsPath(filename).name).name or "file"
+    file = File(
+        id=new_id("file-"),
+        project_id=project_id,
+        filename=label[:255],
+        purpose=purpose,
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
+        status="processed",
+        commitment_key=secrets.token_bytes(32),
+        created_at=utc_now(),
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def check_stored(settings: Settings, sha256: str) -> tuple[int, list[Problem]]:
+    """Check the structure of a stored training file in bounded memory."""
+    with storage.find_stored(settings.storage_dir, sha256).open("rb") as file:
+        return check_training_lines(read_lines(file))
+
+
+def read_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield lines without their ends; a line beyond the limit is cut there and ends the file."""
+    while line := file.readline(MAX_LINE_BYTES + 2):
+        yield line.rstrip(b"\r\n")
+        if len(line) > MAX_LINE_BYTES + 1:
+            return
+
+
+def describe_problems(problems: list[Problem]) -> str:
+    """Return one message that lists every problem with its line and path."""
+    listed = "; ".join(str(problem) for problem in problems)
+    return f"{len(problems)} problem{'s' * (len(problems) > 1)} in the training file: {listed}"
+
+
+def get_file(session: Session, project_id: str, file_id: str) -> File:
+    """Return a file of the project. Raises NotFound."""
+    file = repository.get_file(session, project_id, file_id)
+    if file is None:
+        raise NotFound(f"no file has the id {file_id!r} in this project", param="file_id")
+    return file
+
+
+def delete_file(session: Session, settings: Settings, project_id: str, file_id: str) -> None:
+    """Forget a file; its bytes go when no other file has the same ones."""
+    file = get_file(session, project_id, file_id)
+    file.deleted_at = utc_now()
+    session.flush()
+    discard_unused(session, settings, file.sha256)
+
+
+def discard_unused(session: Session, settings: Settings, sha256: str) -> None:
+    """Remove stored bytes that no file has any more."""
+    if not repository.is_in_use(session, sha256):
+        storage.path_of(settings.storage_dir, sha256).unlink(missing_ok=True)

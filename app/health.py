@@ -1,0 +1,55 @@
+"""Liveness and readiness."""
+
+import os
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.base_models.repository import list_base_models
+from app.database import Database, read_only
+from app.dependencies import DatabaseDep, SettingsDep
+from app.migration import current_revision, newest_revision
+from app.settings import Settings
+from app.work.repository import list_live_queues
+
+router = APIRouter(tags=["health"])
+
+WORKER_SILENCE_MS = 30_000
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """Say that the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(database: DatabaseDep, settings: SettingsDep) -> JSONResponse:
+    """Say whether jobs can run, and what is missing where they cannot."""
+    missing = find_missing(database, settings)
+    body: dict[str, Any] = {"status": "ready"} if not missing else {"status": "not ready", "missing": missing}
+    return JSONResponse(body, status_code=503 if missing else 200)
+
+
+def find_missing(database: Database, settings: Settings) -> list[str]:
+    """Return what has to be mended before jobs can run; empty when they can."""
+    missing = []
+    if not os.access(settings.storage_dir, os.W_OK):
+        missing.append("the storage folder cannot be written")
+    try:
+        with read_only(database) as session:
+            session.execute(text("SELECT 1"))
+            if current_revision(session.connection()) != newest_revision():
+                return [*missing, "the database schema is not current; run: tether migrate"]
+            queues = list_live_queues(session, WORKER_SILENCE_MS)
+            missing += [
+                f"no worker is alive for the queue {name}" for name in ("gpu", "cpu") if name not in queues
+            ]
+            if not list_base_models(session):
+                missing.append("no base model is registered; run: tether models add NAME PATH")
+    except SQLAlchemyError as error:
+        missing.append(f"the database cannot be reached ({type(error).__name__})")
+    return missing

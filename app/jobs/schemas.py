@@ -1,0 +1,149 @@
+"""Fine-tuning jobs on the wire."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from app.domain.job import WIRE_STATUS, State
+from app.domain.training_spec import (
+    Frozen,
+    Hyperparameters,
+    Method,
+    Safety,
+    TrainingOptions,
+    TrainingSpec,
+    safety_from_preset,
+)
+from app.models.base_model import Critic
+from app.models.job import Checkpoint, Event, Job
+
+ORGANISATION = "org-tether"
+
+
+def _absent(default: Any) -> BeforeValidator:
+    return BeforeValidator(lambda value: default() if value is None else value)
+
+
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class JobCreate(Frozen):
+    """The body of `POST /v1/fine_tuning/jobs`. Null means absent everywhere: the client sends it so."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    method: Annotated[Method, _absent(Method)] = Method()
+    hyperparameters: Annotated[Hyperparameters | None, Field(description="Deprecated; use method.")] = None
+    safety: Annotated[Safety, BeforeValidator(safety_from_preset)] = Field(
+        default_factory=lambda: safety_from_preset(None), validate_default=True
+    )
+    training: Annotated[TrainingOptions, _absent(TrainingOptions)] = TrainingOptions()
+
+    @model_validator(mode="after")
+    def _one_place_for_hyperparameters(self) -> "JobCreate":
+        if self.hyperparameters is not None and self.method.supervised is not None:
+            raise ValueError("give the hyperparameters in method.supervised or at the top level, not in both")
+        return self
+
+    def effective_hyperparameters(self) -> Hyperparameters:
+        """Return the hyperparameters wherever they were given."""
+        supervised = self.method.supervised
+        return self.hyperparameters or (supervised and supervised.hyperparameters) or Hyperparameters()
+
+
+def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
+    """Return OpenAI's job object with our `safety` and `training` beside it."""
+    work = job.work
+    state = State(work.state)
+    spec = TrainingSpec.model_validate(job.spec) if job.spec is not None else None
+    chosen = spec or job.request["hyperparameters"]
+    hyperparameters = {
+        name: chosen[name] if isinstance(chosen, dict) else getattr(chosen, name)
+        for name in Hyperparameters.model_fields
+    }
+    safety = spec.safety.model_dump() if spec else job.request["safety"]
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": _seconds(job.created_at),
+        "error": work.error,
+        "estimated_finish": _seconds(job.estimated_finish_at) if state not in _ENDED else None,
+        "fine_tuned_model": job.fine_tuned_model if state is State.SUCCEEDED else None,
+        "finished_at": _seconds(work.finished_at),
+        "hyperparameters": hyperparameters,
+        "integrations": [],
+        "metadata": job.job_metadata,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "model": job.model,
+        "organization_id": ORGANISATION,
+        "result_files": job.result_files if state is State.SUCCEEDED else [],
+        "seed": job.seed,
+        "status": WIRE_STATUS[state],
+        "trained_tokens": job.trained_tokens if state is State.SUCCEEDED else None,
+        "training_file": job.training_file,
+        "validation_file": job.validation_file,
+        "safety": {
+            **safety,
+            "critic": _critic_to_wire(safety["critic"], critic),
+            "state": state,
+            "protected": safety["method"] != "none",
+            "risk_mean": job.risk_mean,
+            "beta_mean": job.beta_mean,
+            "attempts": work.attempt,
+        },
+        "training": {
+            **(spec.training() if spec else job.request["training"]),
+            "steps_completed": job.step,
+            "total_steps": job.total_steps,
+        },
+    }
+
+
+_ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+def _critic_to_wire(chosen: dict[str, Any] | None, critic: Critic | None) -> dict[str, Any] | None:
+    """Return the critic with what is known of its quality: a risk number is one critic's estimate."""
+    if chosen is None or critic is None:
+        return chosen
+    return {
+        **chosen,
+        "quality": {name: critic.report.get(name) for name in ("auroc", "tpr_at_1_percent_fpr")},
+    }
+
+
+def event_to_wire(event: Event) -> dict[str, Any]:
+    """Return OpenAI's event object."""
+    return {
+        "id": event.id,
+        "object": "fine_tuning.job.event",
+        "created_at": _seconds(event.created_at),
+        "level": event.level,
+        "message": event.message,
+        "type": event.type,
+        "data": event.data,
+    }
+
+
+def checkpoint_to_wire(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return OpenAI's checkpoint object."""
+    return {
+        "id": checkpoint.id,
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": _seconds(checkpoint.created_at),
+        "fine_tuned_model_checkpoint": checkpoint.name,
+        "fine_tuning_job_id": checkpoint.job_id,
+        "step_number": checkpoint.step,
+        "metrics": checkpoint.metrics,
+    }
+
+
+def _seconds(time: datetime | None) -> int | None:
+    return None if time is None else int(time.timestamp())

@@ -1,0 +1,162 @@
+"""The application: routers, lifespan, request ids, and the one handler from errors to the wire's error form."""
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import health
+from app.base_models import endpoints as base_models
+from app.database import Database, open_engine
+from app.domain.safety_policy import load_policy
+from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, TetherError
+from app.files import endpoints as files
+from app.jobs import endpoints as jobs
+from app.queue import build_publisher
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the API from its settings."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        app.state.database.engine.dispose()
+
+    app = FastAPI(title="Tether", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.settings = settings
+    app.state.policy = load_policy(settings.policy_file)
+    app.state.database = Database(open_engine(settings.database_url), build_publisher(settings))
+    for router in (health.router, files.router, jobs.router, base_models.router):
+        app.include_router(router)
+    app.add_middleware(RequestId)
+    app.add_exception_handler(TetherError, _on_tether_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(OperationalError, _on_operational_error)
+    app.add_exception_handler(Exception, _on_any_error)
+    return app
+
+
+class RequestId:
+    """Give every reply an `x-request-id` and the time it took, as the openai client expects them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wrap `send` so that the headers are added to the start of the reply."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{uuid.uuid4().hex}"
+        started = time.monotonic()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                elapsed_ms = int((time.monotonic() - started) * 1000)
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", str(elapsed_ms).encode()),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def _reply(error: TetherError) -> JSONResponse:
+    # A client that retries a conflict, or a refusal that no retry can change, only adds load.
+    headers = {} if error.status >= 500 and error.status != 501 else {"x-should-retry": "false"}
+    return JSONResponse({"error": error.to_wire()}, status_code=error.status, headers=headers)
+
+
+def _on_tether_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TetherError)  # noqa: S101  (The handler is registered for this class.)
+    return _reply(error)
+
+
+def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  (As above.)
+    return _reply(describe_validation_error(error))
+
+
+def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101  (As above.)
+    if error.status_code == 404:
+        return _reply(NotFound(f"there is no {request.method} {request.url.path}", code="unknown_url"))
+    reply = TetherError(f"{request.method} {request.url.path}: {error.detail}", code="http_error")
+    if error.status_code < 500:
+        reply.type = "invalid_request_error"
+    return JSONResponse({"error": reply.to_wire()}, status_code=error.status_code, headers=error.headers)
+
+
+def _on_operational_error(_: Request, error: Exception) -> JSONResponse:
+    log.error("the database failed: %s", error)
+    return _reply(
+        DatabaseUnavailable(
+            "the database cannot be reached or is busy; nothing was changed. Send the request again"
+        )
+    )
+
+
+def _on_any_error(request: Request, error: Exception) -> JSONResponse:
+    log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
+    return _reply(
+        TetherError(
+            "an unexpected error happened on the server; its log has the details", code="internal_error"
+        )
+    )
+
+
+def describe_validation_error(error: RequestValidationError) -> InvalidRequest:
+    """Return the first problem of a request as the wire's error, with `param` as a JSON path."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {first['ctx']['error']}", param=None)
+    path = locate(first["loc"][1:], error.body, missing=first["type"] == "missing")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown field; this service does not know it, and nothing is ignored silently"
+    elif first["type"] == "missing":
+        message = "this field is required"
+    elif first["type"] not in ("union_tag_invalid", "union_tag_not_found", "value_error"):
+        message = f"{message[0].lower()}{message[1:]}; found {_shorten(first.get('input'))}"
+    where = path or str(first["loc"][0])
+    return InvalidRequest(f"{where}: {message}", param=path or None)
+
+
+def locate(location: tuple[Any, ...], body: Any, *, missing: bool = False) -> str:
+    """Return the dotted path of a pydantic location, without the names of union members that it contains."""
+    path = ""
+    value = body
+    for at, part in enumerate(location):
+        inside = isinstance(value, dict) and part in value
+        indexed = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        last_missing = missing and at == len(location) - 1
+        if not isinstance(body, dict | list) or inside or last_missing:
+            path += f".{part}" if path else str(part)
+        elif indexed:
+            path += f"[{part}]"
+        else:
+            continue
+        if inside or indexed:
+            value = value[part]
+    return path
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,45 @@
+"""Base models and the critics fitted for them. Both belong to the installation, not to a project."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import DIGEST, ID, NAME, Base
+
+
+class BaseModel(Base):
+    """A registered model directory, pinned by the digest of each of its files."""
+
+    __tablename__ = "base_models"
+
+    name: Mapped[str] = mapped_column(NAME, primary_key=True)
+    path: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(DIGEST)
+    """SHA-256 over the canonical JSON of `files`."""
+    files: Mapped[dict[str, Any]]
+    """SHA-256 of each file by its path in the directory."""
+    hidden_size: Mapped[int]
+    max_position_embeddings: Mapped[int]
+    created_at: Mapped[datetime]
+
+
+class Critic(Base):
+    """A fitted activation critic."""
+
+    __tablename__ = "critics"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    base_model: Mapped[str] = mapped_column(ForeignKey("base_models.name"), index=True)
+    base_digest: Mapped[str] = mapped_column(DIGEST)
+    digest: Mapped[str] = mapped_column(DIGEST)
+    """SHA-256 over the canonical JSON of `files`."""
+    files: Mapped[dict[str, Any]]
+    """SHA-256 of each file of the critic; their bytes are in storage."""
+    report: Mapped[dict[str, Any]]
+    """Quality on held-out groups: AUROC, TPR at 1 % FPR, per layer and pooled."""
+    low: Mapped[float]
+    high: Mapped[float]
+    """Log-odds that map to s = 0 and s = 1."""
+    created_at: Mapped[datetime]

@@ -1,0 +1,30 @@
+"""Files that clients uploaded and results that jobs left."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import DIGEST, ID, NAME, Base
+
+
+class File(Base):
+    """A file of a project; its bytes are in storage under `sha256`."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_page", "project_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str] = mapped_column(NAME)
+    purpose: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(DIGEST)
+    status: Mapped[str] = mapped_column(String(16))
+    status_details: Mapped[str | None] = mapped_column(Text)
+    rows: Mapped[int | None]
+    """Rows of a training file, once it was checked."""
+    commitment_key: Mapped[bytes] = mapped_column(LargeBinary(32))
+    """Key of the digests by which records name rows; deleting it makes them meaningless."""
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]

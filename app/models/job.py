@@ -1,0 +1,116 @@
+"""Fine-tuning jobs, and what they leave behind step by step."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.models.base import DIGEST, ID, NAME, Base
+from app.models.work import Work
+
+AUTOINCREMENT = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Job(Base):
+    """What a client submitted. Its life (state, lease, record) is the row of work with the same id."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_page", "project_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(ForeignKey("work.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    model: Mapped[str] = mapped_column(ForeignKey("base_models.name"))
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    critic_id: Mapped[str | None] = mapped_column(ForeignKey("critics.id"))
+    suffix: Mapped[str | None] = mapped_column(NAME)
+    seed: Mapped[int]
+    job_metadata: Mapped[dict[str, Any] | None]
+    request: Mapped[dict[str, Any]]
+    """method, safety and training as they were asked for."""
+    spec: Mapped[dict[str, Any] | None]
+    """The resolved TrainingSpec; null until the training file is known to be good."""
+    total_steps: Mapped[int | None]
+    step: Mapped[int]
+    trained_tokens: Mapped[int | None]
+    risk_mean: Mapped[float | None]
+    beta_mean: Mapped[float | None]
+    """Means over the steps so far."""
+    estimated_finish_at: Mapped[datetime | None]
+    fine_tuned_model: Mapped[str | None] = mapped_column(NAME, unique=True)
+    adapter_sha256: Mapped[str | None] = mapped_column(DIGEST)
+    adapter_bytes: Mapped[int | None]
+    result_files: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+
+    work: Mapped[Work] = relationship(lazy="joined", innerjoin=True)
+
+
+class Event(Base):
+    """A line of a job's event log."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_page", "job_id", "number"),)
+
+    number: Mapped[int] = mapped_column(AUTOINCREMENT, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(ID, unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    level: Mapped[str] = mapped_column(String(8))
+    type: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+
+
+class Step(Base):
+    """The step records of a job as queries need them; the ledger's leaves are the record itself."""
+
+    __tablename__ = "steps"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    record: Mapped[dict[str, Any]]
+    validation: Mapped[dict[str, Any] | None]
+
+
+class Checkpoint(Base):
+    """Weights of a job at a step: to resume from (kind resume) or to offer to the client (kind epoch)."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (Index("ix_checkpoints_page", "job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(DIGEST)
+    folder: Mapped[str | None] = mapped_column(Text)
+    """Folder below the checkpoint folder of the job, while it is kept to resume from."""
+    adapter_sha256: Mapped[str | None] = mapped_column(DIGEST)
+    name: Mapped[str | None] = mapped_column(NAME, unique=True)
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class RiskRow(Base):
+    """One row of a job's risk table: the exact canonical bytes that the ledger commits to."""
+
+    __tablename__ = "risk_rows"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    entry: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class LedgerLeaf(Base):
+    """One leaf of a job's ledger: the exact bytes that were hashed."""
+
+    __tablename__ = "ledger_leaves"
+
+    work_id: Mapped[str] = mapped_column(ForeignKey("work.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    leaf: Mapped[bytes] = mapped_column(LargeBinary)

@@ -1,0 +1,104 @@
+"""The loop that repairs: it re-announces work, ends leases that ran out, and starts what was validated.
+
+Any number may run. Each repair is a compare-and-set in a transaction of its own, so two of them cannot do the
+same repair twice, and it does not ride on the queue that it repairs.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.database import Database, read_only, unit_of_work
+from app.domain.job import State
+from app.errors import LeaseLost
+from app.files.repository import get_file
+from app.jobs import lifecycle, service
+from app.jobs import repository as jobs
+from app.models.work import Work
+from app.settings import Settings
+from app.work import repository
+
+log = logging.getLogger(__name__)
+
+Repair = Callable[[Session, Settings, Work], None]
+
+
+def run_reconciler(database: Database, settings: Settings, stop: threading.Event) -> None:
+    """Repair every `reconcile_interval_s` until told to stop; a database that is away is waited for."""
+    while not stop.wait(settings.reconcile_interval_s):
+        try:
+            reconcile(database, settings)
+        except SQLAlchemyError as error:
+            log.warning("the database cannot be used (%s); trying again", type(error).__name__)
+
+
+def reconcile(database: Database, settings: Settings) -> None:
+    """Do one round of repairs."""
+    with read_only(database) as session:
+        expired = [work.id for work in repository.list_expired(session)]
+        validating = [work.id for work in repository.list_state(session, State.VALIDATING)]
+        unannounced = [
+            work.id for work in repository.list_unannounced(session, int(settings.requeue_after_s * 1000))
+        ]
+    for work_id in expired:
+        _repair(database, settings, work_id, _end_lease)
+    for work_id in validating:
+        _repair(database, settings, work_id, _advance_validating)
+    for work_id in unannounced:
+        _repair(database, settings, work_id, _announce)
+
+
+def _repair(database: Database, settings: Settings, work_id: str, repair: Repair) -> None:
+    try:
+        with unit_of_work(database) as session:
+            work = repository.get_work(session, work_id)
+            if work is not None:
+                repair(session, settings, work)
+    except LeaseLost as error:
+        log.info("somebody else was quicker: %s", error)
+
+
+def _end_lease(session: Session, settings: Settings, work: Work) -> None:
+    """Take work away from an owner that fell silent; end it where the client or the budget says so."""
+    if work.id not in {each.id for each in repository.list_expired(session)}:
+        return
+    if not repository.take_over(session, work):
+        return
+    log.warning("the lease of %s ran out under epoch %d", work.id, work.epoch - 1)
+    lifecycle.release(session, settings, work, reason="its worker fell silent")
+
+
+def _advance_validating(session: Session, _: Settings, work: Work) -> None:
+    """Queue a job whose files turned out good; fail one whose file did not."""
+    if work.state != State.VALIDATING:
+        return
+    job = jobs.load_job(session, work.id)
+    names = {"training_file": job.training_file, "validation_file": job.validation_file}
+    files = {}
+    for param, file_id in names.items():
+        if file_id is None:
+            continue
+        file = get_file(session, job.project_id, file_id)
+        if file is None or file.status == "error":
+            found = "was deleted" if file is None else f"cannot be trained on: {file.status_details}"
+            error = {
+                "code": "invalid_training_file",
+                "message": f"{param}: {file_id} {found}",
+                "param": param,
+            }
+            if repository.take_over(session, work):
+                lifecycle.end(session, work, State.FAILED, error)
+            return
+        files[param] = file
+    if all(file.status == "processed" for file in files.values()):
+        service.start_validated(session, job, files["training_file"])
+
+
+def _announce(session: Session, _: Settings, work: Work) -> None:
+    if work.state == State.QUEUED:
+        repository.mark_knocked(session, work.id)
+        queue.enqueue(session, work.queue, work.id)

@@ -1,0 +1,138 @@
+"""Running the parts: the API alone, or everything that one machine needs."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import uvicorn
+
+from app.database import Database, open_engine, unit_of_work
+from app.errors import ConfigurationError
+from app.keys.service import ensure_admin_key
+from app.main import create_app
+from app.migration import migrate
+from app.queue import QUEUES, build_publisher
+from app.reconciler import run_reconciler
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 30.0
+RESTART_PAUSE_S = 1.0
+
+
+def prepare(settings: Settings) -> str | None:
+    """Make the folders, bring the schema up to date, make sure of a key; return a key that was made just now."""
+    for folder in (settings.home, settings.storage_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigurationError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    engine = open_engine(settings.database_url)
+    try:
+        migrate(engine)
+        with unit_of_work(Database(engine, build_publisher(settings))) as session:
+            return ensure_admin_key(
+                session, settings.api_key.get_secret_value() if settings.api_key else None
+            )
+    finally:
+        engine.dispose()
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Run API and reconciler here and a worker per queue as children, until SIGTERM or Ctrl-C."""
+    made_key = prepare(settings)
+    listening = _listen(host, port)
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    print(f"Tether listens on {address}/v1 and keeps its data in {settings.home}", flush=True)  # noqa: T201
+    if made_key is not None:
+        print(f"API key of the administrator, shown only now: {made_key}", flush=True)  # noqa: T201
+    stop = threading.Event()
+    database = Database(open_engine(settings.database_url), build_publisher(settings))
+    threads = [
+        threading.Thread(target=run_reconciler, args=(database, settings, stop), name="reconciler"),
+        threading.Thread(target=supervise_workers, args=(settings, stop), name="supervisor"),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        run_api(settings, host, port, listening)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        database.engine.dispose()
+
+
+def run_api(settings: Settings, host: str, port: int, listening: socket.socket | None = None) -> None:
+    """Run the API until SIGTERM or Ctrl-C."""
+    config = uvicorn.Config(
+        create_app(settings),
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        # An open stream must not keep the process from ending.
+        timeout_graceful_shutdown=5,
+    )
+    uvicorn.Server(config).run(sockets=[listening] if listening else None)
+
+
+def supervise_workers(settings: Settings, stop: threading.Event) -> None:
+    """Keep a worker per queue alive until told to stop, then stop them and wait for them."""
+    environment = settings.child_environment()
+    install_miniature(environment)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    while not stop.wait(RESTART_PAUSE_S if running else 0):
+        for queue in QUEUES:
+            worker = running.get(queue)
+            if worker is not None and worker.poll() is None:
+                continue
+            if worker is not None:
+                log.warning(
+                    "the worker of the queue %s ended with code %d; starting it again",
+                    queue,
+                    worker.returncode,
+                )
+            running[queue] = start_worker(queue, environment)
+    for worker in running.values():
+        worker.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for worker in running.values():
+        try:
+            worker.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def start_worker(queue: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the worker of a queue, in a session of its own so that Ctrl-C reaches only us."""
+    command = [sys.executable, "-m", "worker.celery_app", "--queue", queue, "--parent", str(os.getpid())]
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def install_miniature(environment: dict[str, str]) -> None:
+    """Register the miniature and have its critic fitted, where that was not done yet."""
+    done = subprocess.run([sys.executable, "-m", "worker.miniature.install"], env=environment, check=False)
+    if done.returncode != 0:
+        log.error("the miniature could not be registered; see the lines above")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+        ) from error
+    return listening

@@ -1,0 +1,102 @@
+"""Every setting of the service, read once from a mapping. Nothing else reads the environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from app.errors import ConfigurationError
+
+PREFIX = "TETHER_"
+CLIENT_VARIABLES = frozenset({"TETHER_URL"})
+"""Read by the command line as a client, not by the service."""
+TEST_VARIABLES = "TETHER_TEST_"
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseModel):
+    """Frozen settings. The environment name of a field is TETHER_ and the field in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    home: Path = Field(Path(".tether"), description="Folder of all state on the embedded default.")
+    database_url: str = Field("", description="SQLAlchemy URL. Default: SQLite in the home folder.")
+    broker_url: str = Field(
+        "", description="Celery broker URL. Default: a queue of files in the home folder."
+    )
+    storage_dir: Path = Field(
+        Path(), description="Folder of files and weights. Default: storage/ in the home folder."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="The first administrator key. Default: made, and shown once."
+    )
+    policy_file: Path | None = Field(
+        None,
+        description="TOML file of the safety policy. Default: the shipped one, which allows every method.",
+    )
+    max_file_bytes: Annotated[int, Field(ge=1)] = Field(512 * MIB, description="Largest upload.")
+    sync_check_bytes: Annotated[int, Field(ge=0)] = Field(
+        8 * MIB,
+        description="Files up to this size are checked while they are uploaded, larger ones afterwards.",
+    )
+    lease_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="A worker that has not renewed its lease for this long has lost its work."
+    )
+    heartbeat_s: Annotated[float, Field(gt=0)] = Field(10.0, description="Time between renewals of a lease.")
+    reconcile_interval_s: Annotated[float, Field(gt=0)] = Field(
+        5.0, description="Time between two rounds of the reconciler."
+    )
+    requeue_after_s: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="Queued work that nobody claimed for this long is announced again."
+    )
+    max_attempts_without_progress: Annotated[int, Field(ge=1)] = Field(
+        3, description="Attempts in a row without a newer checkpoint before a job fails as poison."
+    )
+    reference_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        1024 * MIB,
+        description="Memory for the reference's hidden states; rows beyond it use the live reference.",
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="Threads of a trainer on the CPU. 0: as many as torch chooses."
+    )
+
+    def child_environment(self) -> dict[str, str]:
+        """Return the environment of a child process: ours, with these settings; the key stays behind."""
+        values = self.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)
+        ours = {name: value for name, value in os.environ.items() if name != PREFIX + "API_KEY"}
+        return {**ours, **{PREFIX + name.upper(): str(value) for name, value in values.items()}}
+
+
+def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Read settings from a mapping (the process environment unless given) and complete their defaults.
+
+    Raises ConfigurationError naming the variable for an unknown or unusable one.
+    """
+    values: dict[str, object] = {}
+    for name, text in (os.environ if environment is None else environment).items():
+        if not name.startswith(PREFIX) or name in CLIENT_VARIABLES or name.startswith(TEST_VARIABLES):
+            continue
+        field = name.removeprefix(PREFIX).lower()
+        if field not in Settings.model_fields:
+            known = ", ".join(PREFIX + each.upper() for each in Settings.model_fields)
+            raise ConfigurationError(f"{name} is not a setting. Settings: {known}")
+        if text != "":
+            values[field] = text
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise ConfigurationError(f"{name}: {first['msg']} (found {first['input']!r})") from None
+    home = settings.home.absolute()
+    completed = {
+        "home": home,
+        "database_url": settings.database_url or f"sqlite:///{home / 'tether.db'}",
+        "broker_url": settings.broker_url or f"safefs://{home / 'queue'}",
+        "storage_dir": settings.storage_dir.absolute() if "storage_dir" in values else home / "storage",
+    }
+    return settings.model_copy(update=completed)

@@ -1,0 +1,189 @@
+"""The lease machine: every query that claims, renews, moves or repairs a row of work.
+
+Leases are judged by the database's clock alone. Each write of an owner is fenced by its epoch: when a row was
+taken over, the update matches nothing and LeaseLost is raised.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from app.domain.job import OWNED, Desired, State, WorkKind, check_transition
+from app.domain.ledger import NO_LEAF
+from app.errors import LeaseLost
+from app.models.base import new_id, now_ms, utc_now
+from app.models.work import Work, Worker
+
+
+def add_work(
+    session: Session,
+    *,
+    kind: WorkKind,
+    queue: str,
+    project_id: str,
+    args: dict[str, Any],
+    state: State = State.QUEUED,
+    work_id: str | None = None,
+) -> Work:
+    """Insert a row of work. Announcing it is the caller's."""
+    work = Work(
+        id=work_id or new_id("work-"),
+        project_id=project_id,
+        kind=kind,
+        queue=queue,
+        args=args,
+        state=state,
+        desired=Desired.RUN,
+        epoch=0,
+        attempt=0,
+        attempts_without_progress=0,
+        ledger_size=0,
+        ledger_head=NO_LEAF,
+        created_at=utc_now(),
+    )
+    session.add(work)
+    session.flush()
+    mark_knocked(session, work.id)
+    return work
+
+
+def get_work(session: Session, work_id: str) -> Work | None:
+    """Return a row of work as it stands now."""
+    return session.get(Work, work_id, populate_existing=True)
+
+
+def claim(session: Session, work_id: str, *, owner: str, lease_ms: int) -> Work | None:
+    """Take a queued row: raise its epoch, count the attempt, start the lease. None where it is not queued."""
+    claimed = session.execute(
+        update(Work)
+        .where(Work.id == work_id, Work.state == State.QUEUED, Work.desired == Desired.RUN)
+        .values(
+            state=State.STARTING,
+            epoch=Work.epoch + 1,
+            attempt=Work.attempt + 1,
+            attempts_without_progress=Work.attempts_without_progress + 1,
+            owner=owner,
+            lease_until_ms=now_ms() + lease_ms,
+        )
+        .returning(Work.id)
+    ).one_or_none()
+    if claimed is None:
+        return None
+    work = get_work(session, work_id)
+    if work is not None and work.started_at is None:
+        work.started_at = utc_now()
+    return work
+
+
+def renew(session: Session, work_id: str, epoch: int, *, lease_ms: int) -> Desired:
+    """Extend the lease and return what the client desires. Raises LeaseLost where the row was taken over."""
+    row = session.execute(
+        update(Work)
+        .where(Work.id == work_id, Work.epoch == epoch, Work.state.in_(OWNED))
+        .values(lease_until_ms=now_ms() + lease_ms)
+        .returning(Work.desired)
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"{work_id} is no longer owned under epoch {epoch}; another process took it over")
+    return Desired(row.desired)
+
+
+def move(session: Session, work: Work, after: State, *, error: Mapping[str, Any] | None = None) -> None:
+    """Change the state by compare-and-set on (state, epoch). Raises LeaseLost where the row changed meanwhile.
+
+    Leaving the owned states gives up the lease. `work` is refreshed.
+    """
+    before = State(work.state)
+    check_transition(before, after)
+    values: dict[str, Any] = {"state": after}
+    if error is not None:
+        values["error"] = dict(error)
+    if after not in OWNED:
+        values |= {"owner": None, "lease_until_ms": None}
+    if after in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        values["finished_at"] = utc_now()
+    moved = session.execute(
+        update(Work)
+        .where(Work.id == work.id, Work.epoch == work.epoch, Work.state == before)
+        .values(**values)
+        .returning(Work.id)
+    ).one_or_none()
+    if moved is None:
+        raise LeaseLost(f"{work.id} left {before} under epoch {work.epoch} while it was to become {after}")
+    session.refresh(work)
+
+
+def take_over(session: Session, work: Work) -> bool:
+    """Raise the epoch, so that a former owner is fenced. False where somebody else was quicker."""
+    taken = session.execute(
+        update(Work)
+        .where(Work.id == work.id, Work.epoch == work.epoch, Work.state == work.state)
+        .values(epoch=Work.epoch + 1)
+        .returning(Work.id)
+    ).one_or_none()
+    session.refresh(work)
+    return taken is not None
+
+
+def set_desired(session: Session, work_id: str, desired: Desired) -> None:
+    """Say what the client wants; the owner reads it with its next heartbeat."""
+    session.execute(update(Work).where(Work.id == work_id).values(desired=desired))
+
+
+def note_progress(session: Session, work_id: str, epoch: int) -> None:
+    """Start the count of attempts without progress anew, because a newer checkpoint is committed."""
+    session.execute(
+        update(Work).where(Work.id == work_id, Work.epoch == epoch).values(attempts_without_progress=0)
+    )
+
+
+def list_expired(session: Session) -> Sequence[Work]:
+    """Return owned rows whose lease ran out."""
+    return session.scalars(
+        select(Work).where(Work.state.in_(OWNED), Work.lease_until_ms < now_ms()).order_by(Work.created_at)
+    ).all()
+
+
+def list_unannounced(session: Session, after_ms: int) -> Sequence[Work]:
+    """Return queued rows that were last announced longer than `after_ms` ago."""
+    return session.scalars(
+        select(Work)
+        .where(
+            Work.state == State.QUEUED,
+            or_(Work.knocked_at_ms.is_(None), Work.knocked_at_ms < now_ms() - after_ms),
+        )
+        .order_by(Work.created_at)
+    ).all()
+
+
+def list_state(session: Session, state: State) -> Sequence[Work]:
+    """Return the rows in a state, oldest first."""
+    return session.scalars(select(Work).where(Work.state == state).order_by(Work.created_at)).all()
+
+
+def mark_knocked(session: Session, work_id: str) -> None:
+    """Note that the queue is being told about this row."""
+    session.execute(update(Work).where(Work.id == work_id).values(knocked_at_ms=now_ms()))
+
+
+def record_worker(session: Session, *, worker_id: str, queue: str, host: str) -> None:
+    """Note that a worker lives now."""
+    seen = session.execute(
+        update(Worker).where(Worker.id == worker_id).values(seen_at_ms=now_ms()).returning(Worker.id)
+    ).one_or_none()
+    if seen is None:
+        session.add(Worker(id=worker_id, queue=queue, host=host, seen_at_ms=now_ms()))
+
+
+def remove_worker(session: Session, worker_id: str) -> None:
+    """Note that a worker said goodbye."""
+    worker = session.get(Worker, worker_id)
+    if worker is not None:
+        session.delete(worker)
+
+
+def list_live_queues(session: Session, within_ms: int) -> set[str]:
+    """Return the queues that have a worker which was seen lately."""
+    return set(session.scalars(select(Worker.queue).where(Worker.seen_at_ms > now_ms() - within_ms)))

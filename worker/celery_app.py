@@ -1,0 +1,101 @@
+"""The Celery worker of one queue: it answers knocks by starting the process that works.
+
+`python -m worker.celery_app --queue gpu`
+"""
+
+import argparse
+import logging
+import os
+import socket
+import threading
+import warnings
+from typing import Any
+
+from celery.platforms import SecurityWarning
+from celery.signals import worker_ready, worker_shutdown
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import Database, open_engine, unit_of_work
+from app.models.base import new_id
+from app.queue import QUEUES, WAKE, build_celery, build_publisher
+from app.settings import Settings, load_settings
+from app.work.repository import record_worker, remove_worker
+from worker.orphan import die_with
+from worker.tasks import Processes
+
+log = logging.getLogger(__name__)
+
+LIVENESS_INTERVAL_S = 5.0
+
+
+def main() -> None:
+    """Run the worker until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--queue", choices=QUEUES, required=True)
+    parser.add_argument("--parent", type=int, help="die with this process")
+    arguments = parser.parse_args()
+    if arguments.parent is not None:
+        die_with(arguments.parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run_worker(load_settings(), arguments.queue)
+
+
+def run_worker(settings: Settings, queue: str) -> None:
+    """Consume one queue, one piece of work at a time, and say every few seconds that this worker lives."""
+    celery = build_celery(settings)
+    processes = Processes(settings)
+    celery.task(name=WAKE)(processes.wake)
+    stop = threading.Event()
+    database = Database(open_engine(settings.database_url), build_publisher(settings))
+    liveness = threading.Thread(target=_tell_liveness, args=(database, queue, stop), name="liveness")
+
+    def on_ready(**_: Any) -> None:
+        liveness.start()
+
+    def on_shutdown(**_: Any) -> None:
+        stop.set()
+
+    worker_ready.connect(on_ready, weak=False)
+    worker_shutdown.connect(on_shutdown, weak=False)
+    processes.drain_on_shutdown()
+    # Celery warns root against pickled messages; here a message is JSON and holds an id.
+    warnings.simplefilter("ignore", SecurityWarning)
+    celery.worker_main(
+        [
+            "--quiet",
+            "worker",
+            # Threads, because a task only waits for a process; forking would bring nothing but torch's locks.
+            "--pool=threads",
+            "--concurrency=1",
+            f"--queues={queue}",
+            f"--hostname={queue}-{os.getpid()}@%h",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            "--loglevel=WARNING",
+        ]
+    )
+    stop.set()
+    if liveness.ident is not None:
+        liveness.join()
+
+
+def _tell_liveness(database: Database, queue: str, stop: threading.Event) -> None:
+    worker_id = new_id("worker-")
+    while True:
+        try:
+            with unit_of_work(database) as session:
+                record_worker(session, worker_id=worker_id, queue=queue, host=socket.gethostname())
+        except SQLAlchemyError as error:
+            log.warning("the database cannot be reached (%s); trying again", type(error).__name__)
+        if stop.wait(LIVENESS_INTERVAL_S):
+            break
+    try:
+        with unit_of_work(database) as session:
+            remove_worker(session, worker_id)
+    except SQLAlchemyError as error:
+        log.warning("could not say goodbye (%s); this worker counts as alive a little longer", error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Fitting the activation critic of a base model from labelled requests."""
+
+import tempfile
+from pathlib import Path
+
+from app import storage
+from app.base_models.service import hash_file, verify_folder
+from app.database import read_only, unit_of_work
+from app.domain.dataset import parse_rows
+from app.domain.job import State
+from app.files.service import read_lines
+from app.models.base import new_id, utc_now
+from app.models.base_model import BaseModel, Critic
+from app.work import repository
+from worker.context import Context
+from worker.training.critics.activation import save_critic
+from worker.training.critics.probe import collect_features, fit_probe
+from worker.training.models import choose_device, load_base, set_determinism, template_digest
+
+SEED = 0
+
+
+def fit_critic(context: Context) -> None:
+    """Fit a critic, keep its files in storage, and register it as the newest of its base model."""
+    with read_only(context.database) as session:
+        args = context.lease.load(session).args
+        base_row = session.get_one(BaseModel, args["base_model"])
+    context.lease.move(State.RUNNING)
+    verify_folder(Path(base_row.path), base_row.files)
+    set_determinism(SEED)
+    model, tokenizer = load_base(Path(base_row.path), device=choose_device())
+    with storage.find_stored(context.settings.storage_dir, args["data_sha256"]).open("rb") as file:
+        rows = parse_rows(read_lines(file))
+    features = collect_features(model, tokenizer, rows)
+    context.check()
+    report, weights = fit_probe(
+        features, [row["label"] for row in rows], [row["group"] for row in rows], SEED
+    )
+    with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:
+        folder = Path(temporary)
+        digest = save_critic(
+            folder,
+            weights,
+            low=report.low,
+            high=report.high,
+            base_digest=base_row.digest,
+            template_digest=template_digest(tokenizer),
+            report=report.to_dict(),
+        )
+        files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+        for path in folder.iterdir():
+            storage.store_file(context.settings.storage_dir, path)
+    with unit_of_work(context.database) as session:
+        work = context.lease.load(session)
+        session.add(
+            Critic(
+                id=new_id("critic_"),
+                base_model=base_row.name,
+                base_digest=base_row.digest,
+                digest=digest,
+                files=files,
+                report={**report.to_dict(), "data_sha256": args["data_sha256"]},
+                low=report.low,
+                high=report.high,
+                created_at=utc_now(),
+            )
+        )
+        repository.move(session, work, State.FINALISING)
+        repository.move(session, work, State.SUCCEEDED)

@@ -1,0 +1,129 @@
+"""Batched generation for evaluation: left-padded, cached, greedy or sampled over the full vocabulary."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def generate_replies(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[dict[str, Any]]],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[str]:
+    """Reply to each conversation, in order.
+
+    Temperature 0 is greedy; above it, tokens are drawn at exactly that temperature with no truncation. The draws
+    depend on the seed and the prompt's place alone, so the result does not depend on how prompts are batched.
+    """
+    if temperature < 0:
+        raise ValueError("temperature must be 0 or above")
+    if not prompts:
+        return []
+    encoded: list[list[int]] = tokenizer.apply_chat_template(
+        list(prompts), tokenize=True, add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    draws = torch.rand(
+        len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    replies = [""] * len(prompts)
+    # Prompts of like length share a batch, so that little is computed for padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    with _evaluating(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            tokens = _decode(model, tokenizer, [encoded[i] for i in chosen], draws[chosen], temperature)
+            for i, reply in zip(
+                chosen, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True
+            ):
+                replies[i] = reply
+    return replies
+
+
+def choose_tokens(logits: Tensor, draws: Tensor, temperature: float) -> Tensor:
+    """The next token of each row: the likeliest at temperature 0, else by inverting the distribution at `draws`."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    # Scaling by the last entry keeps a draw near 1 inside the distribution whatever the rounding.
+    points = draws.to(logits.device).unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _decode(
+    model: Any, tokenizer: Any, prompts: list[list[int]], draws: Tensor, temperature: float
+) -> list[list[int]]:
+    device = next(model.parameters()).device
+    ends = _end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    end_ids = torch.tensor(ends, device=device)
+    extra = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    written: list[Tensor] = []
+    cache = None
+    for step in range(draws.shape[1]):
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        cache = output.past_key_values
+        token = choose_tokens(output.logits[:, -1], draws[:, step], temperature)
+        token = torch.where(ended, pad, token)
+        ended = ended | torch.isin(token, end_ids)
+        written.append(token)
+        if bool(ended.all()):
+            break
+        ids = token.unsqueeze(1)
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    rows: list[list[int]] = torch.stack(written, dim=1).tolist() if written else [[] for _ in prompts]
+    return [_until_end(row, ends) for row in rows]
+
+
+def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:stop]
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if configured is None:
+        configured = []
+    elif isinstance(configured, int):
+        configured = [configured]
+    ends = {*configured, tokenizer.eos_token_id} - {None}
+    if not ends:
+        raise ValueError("neither the model nor the tokenizer has an end token")
+    return sorted(ends)
+
+
+def _keeps_last_logits(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,236 @@
+"""What a running job writes down: records in its ledger, rows for queries, events for the client.
+
+Each write is one transaction, fenced by the lease's epoch.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from app.audit.repository import append_leaf, load_risk_table, save_risk_table
+from app.database import read_only, unit_of_work
+from app.domain.job import State
+from app.domain.ledger import RiskRow as RiskEntry
+from app.domain.ledger import build_risk_table, digest_of, parse_risk_row
+from app.domain.step_record import StepRecord
+from app.domain.training_spec import TrainingSpec
+from app.jobs import repository
+from app.models.base import utc_now
+from app.models.job import Checkpoint, Job, Step
+from app.storage import Stored
+from app.work import repository as work_repository
+from worker.context import Context
+
+EVENT_INTERVAL_S = 1.0
+"""Metrics events come at most this often; the lossless curve is in the steps."""
+
+
+class Journal:
+    """Writes what happens to one job, and keeps the running sums that its row shows."""
+
+    def __init__(
+        self, context: Context, spec: TrainingSpec, *, critic_sha256: str | None, policy_sha256: str
+    ) -> None:
+        self._context = context
+        self._spec = spec
+        self._critic_sha256 = critic_sha256
+        self._policy_sha256 = policy_sha256
+        self._total_steps = 0
+        self._steps = 0
+        self._tokens = 0
+        self._risk_sum = 0.0
+        self._beta_sum = 0.0
+        self._first_step_at = 0.0
+        self._steps_before = 0
+        self._last_event_at = float("-inf")
+        self._last: StepRecord | None = None
+
+    def begin(
+        self,
+        *,
+        from_step: int,
+        total_steps: int,
+        checkpoint_sha256: str | None,
+        environment: Mapping[str, str],
+        device: str,
+    ) -> None:
+        """Record the start or the resume, forget what a crash threw away, and move to running."""
+        with unit_of_work(self._context.database) as session:
+            work = self._context.lease.load(session)
+            job = repository.load_job(session, work.id)
+            first = not repository.has_started(session, job.id)
+            self._append(
+                session,
+                "job.start" if first else "job.resume",
+                {
+                    "from_step": from_step,
+                    "checkpoint_sha256": checkpoint_sha256,
+                    "spec": self._spec.model_dump(mode="json"),
+                    "environment": dict(environment),
+                    "device": device,
+                },
+            )
+            session.execute(delete(Step).where(Step.job_id == job.id, Step.step > from_step))
+            session.execute(
+                delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step > from_step)
+            )
+            for step in repository.list_steps(session, job, after=0, limit=None):
+                self._add(step.record)
+            self._total_steps = total_steps
+            self._steps_before = self._steps
+            self._first_step_at = time.monotonic()
+            job.total_steps = total_steps
+            self._show(job)
+            message = "Fine-tuning job started" if first else f"Fine-tuning job resumed from step {from_step}"
+            repository.add_event(session, job, message)
+            work_repository.move(session, work, State.RUNNING)
+
+    def load_risks(self) -> list[RiskEntry]:
+        """Return the risk table that an earlier attempt committed to; empty before the first."""
+        with read_only(self._context.database) as session:
+            return [parse_risk_row(entry) for entry in load_risk_table(session, self._context.lease.work_id)]
+
+    def record_risks(
+        self, rows: Sequence[RiskEntry], *, dropped: int, low: float | None, high: float | None
+    ) -> None:
+        """Commit to the risk of every row, once and before the first step."""
+        entries, body = build_risk_table(
+            rows, dropped=dropped, critic_sha256=self._critic_sha256, low=low, high=high
+        )
+        with unit_of_work(self._context.database) as session:
+            self._append(session, "risk.table", body)
+            save_risk_table(session, self._context.lease.work_id, entries)
+
+    def record_step(self, record: StepRecord) -> None:
+        """Record an optimiser step. Raises where the work must stop here."""
+        self._context.lease.check()
+        body = record.to_dict()
+        self._add(body)
+        self._last = record
+        with unit_of_work(self._context.database) as session:
+            self._append(
+                session,
+                "step",
+                {**body, "critic_sha256": self._critic_sha256, "policy_sha256": self._policy_sha256},
+            )
+            job = repository.load_job(session, self._context.lease.work_id)
+            repository.save_step(session, job, record.step, body)
+            self._show(job)
+            now = time.monotonic()
+            if now - self._last_event_at >= EVENT_INTERVAL_S or record.step == self._total_steps:
+                self._last_event_at = now
+                message = f"Step {record.step}/{self._total_steps}: training loss={record.nll:.2f}"
+                data = {**step_metrics(record), "total_steps": self._total_steps}
+                repository.add_event(session, job, message, type="metrics", data=data)
+
+    def record_validation(self, step: int, loss: float, token_accuracy: float) -> None:
+        """Note what the validation file says after a step."""
+        values = {"valid_loss": loss, "valid_mean_token_accuracy": token_accuracy}
+        with unit_of_work(self._context.database) as session:
+            self._context.lease.load(session)
+            job = repository.load_job(session, self._context.lease.work_id)
+            repository.save_validation(session, job, step, values)
+            train = step_metrics(self._last) if self._last and self._last.step == step else {}
+            message = f"Step {step}/{self._total_steps}: validation loss={loss:.2f}"
+            data = {"step": step, **train, **values, "total_steps": self._total_steps}
+            repository.add_event(session, job, message, type="metrics", data=data)
+
+    def record_checkpoint(
+        self,
+        *,
+        step: int,
+        kind: str,
+        folder: str,
+        files: dict[str, str],
+        name: str | None,
+        adapter_sha256: str | None,
+    ) -> None:
+        """Commit a checkpoint: from here on the job resumes from it."""
+        digest = digest_of(files)
+        with unit_of_work(self._context.database) as session:
+            work = self._context.lease.load(session)
+            job = repository.load_job(session, work.id)
+            self._append(session, "ckpt", {"step": step, "kind": kind, "sha256": digest, "files": files})
+            repository.add_checkpoint(
+                session,
+                job,
+                step=step,
+                kind=kind,
+                digest=digest,
+                folder=folder,
+                adapter_sha256=adapter_sha256,
+                name=name,
+                metrics=self._checkpoint_metrics(session, job, step),
+            )
+            work_repository.note_progress(session, work.id, work.epoch)
+            if name is not None:
+                repository.add_event(session, job, f"Checkpoint created at step {step}: {name}")
+
+    def append_published(self, session: Session, step: int, stored: Stored, files: dict[str, str]) -> None:
+        """Record which adapter is released, in the transaction that releases it."""
+        body = {"step": step, "zip_sha256": stored.sha256, "bytes": stored.size_bytes, "files": files}
+        self._append(session, "adapter.published", body)
+
+    def _append(self, session: Session, kind: str, body: Mapping[str, Any]) -> None:
+        lease = self._context.lease
+        now_ms = time.time_ns() // 1_000_000
+        append_leaf(session, lease.work_id, epoch=lease.epoch, kind=kind, body=body, ts_worker=now_ms)
+
+    def _add(self, record: Mapping[str, Any]) -> None:
+        self._steps += 1
+        self._tokens += record["tokens"]
+        self._risk_sum += record["risk_mean"] or 0.0
+        self._beta_sum += record["beta_mean"]
+
+    def _show(self, job: Job) -> None:
+        """Put the running numbers and the estimate of the end into the job's row."""
+        job.step = self._steps
+        job.trained_tokens = self._tokens
+        if self._steps == 0:
+            return
+        job.risk_mean = None if self._critic_sha256 is None else self._risk_sum / self._steps
+        job.beta_mean = self._beta_sum / self._steps
+        done = self._steps - self._steps_before
+        if done:
+            per_step_s = (time.monotonic() - self._first_step_at) / done
+            left_s = per_step_s * (self._total_steps - self._steps)
+            job.estimated_finish_at = utc_now() + timedelta(seconds=left_s)
+
+    def _checkpoint_metrics(self, session: Session, job: Job, step: int) -> dict[str, Any]:
+        row = session.get_one(Step, (job.id, step))
+        record, validation = row.record, row.validation or {}
+        return {
+            "step": step,
+            "train_loss": record["nll"],
+            "train_mean_token_accuracy": record["token_accuracy"],
+            **validation,
+            **{f"full_{name}": value for name, value in validation.items()},
+            **safety_metrics(record),
+        }
+
+
+def step_metrics(record: StepRecord) -> dict[str, Any]:
+    """Return a step as the data of a metrics event: the wire's names first, then ours."""
+    return {
+        "step": record.step,
+        "train_loss": record.nll,
+        "train_mean_token_accuracy": record.token_accuracy,
+        **safety_metrics(record.to_dict()),
+    }
+
+
+def safety_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a step says of safety, under the names that metrics events and checkpoints share."""
+    return {
+        "safety_risk": record["risk_mean"],
+        "safety_risk_max": record["risk_max"],
+        "alpha": record["alpha_mean"],
+        "beta": record["beta_mean"],
+        "beta_max": record["beta_max"],
+        "nll": record["nll"],
+        "kl": record["kl"],
+    }

@@ -1,0 +1,131 @@
+"""The process that works: claim one row of work, do it under its lease, end it or give it back.
+
+`python -m worker.process WORK_ID` is what a knock starts. It ends with 0 when there is nothing more to do here,
+with 75 when it was preempted and gave the work back, and with 1 after an error that is in its log.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import Database, open_engine, unit_of_work
+from app.domain.job import State, WorkKind
+from app.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable, TetherError
+from app.jobs import lifecycle
+from app.queue import build_publisher
+from app.settings import Settings, load_settings
+from app.work import repository
+from worker.context import Context, Preempted
+from worker.lease import Lease
+from worker.orphan import die_with
+
+log = logging.getLogger("worker")
+
+PREEMPTED = 75
+
+
+def main() -> int:
+    """Work on one row and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work_id")
+    parser.add_argument("--parent", type=int, help="die with this process")
+    arguments = parser.parse_args()
+    if arguments.parent is not None:
+        die_with(arguments.parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = load_settings()
+    database = Database(open_engine(settings.database_url), build_publisher(settings))
+    return run(database, settings, arguments.work_id)
+
+
+def run(database: Database, settings: Settings, work_id: str) -> int:
+    """Claim a row of work and do it; return the exit code. Not claimable is no error: a knock proves nothing."""
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+    with unit_of_work(database) as session:
+        work = repository.claim(session, work_id, owner=owner, lease_ms=int(settings.lease_s * 1000))
+    if work is None:
+        return 0
+    lease = Lease(database, settings, work)
+    lease.start()
+    context = Context(database, settings, lease)
+    signal.signal(signal.SIGTERM, lambda *_: context.preempt())
+    log.info("%s %s: attempt %d, epoch %d", work.kind, work_id, work.attempt, work.epoch)
+    try:
+        KINDS[WorkKind(work.kind)](context)
+    except Preempted as why:
+        log.info("%s: %s", work_id, why)
+        return PREEMPTED if _give_back(context, reason="its worker was told to stop") else 1
+    except LeaseLost as error:
+        log.warning("%s", error)
+        return 1
+    except (StorageUnavailable, DatabaseUnavailable) as error:
+        log.error("%s: %s", work_id, error.message)
+        _give_back(context, reason=error.message)
+        return 1
+    except TetherError as error:
+        log.error("%s failed: %s", work_id, error.message)
+        return 0 if _fail(context, error) else 1
+    except Exception:
+        # Anything else may pass: the work is tried again within its budget.
+        log.exception("%s: unexpected error", work_id)
+        _give_back(context, reason=f"an unexpected error ({type(sys.exception()).__name__})")
+        return 1
+    finally:
+        lease.stop()
+    return 0
+
+
+def _run_train(context: Context) -> None:
+    from worker.trainer import train
+
+    train(context)
+
+
+def _run_fit_critic(context: Context) -> None:
+    from worker.critic_fitter import fit_critic
+
+    fit_critic(context)
+
+
+def _run_validate_file(context: Context) -> None:
+    from worker.file_checker import check_file
+
+    check_file(context)
+
+
+# Each kind imports what it needs when it runs: a file is checked without loading torch.
+KINDS: dict[WorkKind, Callable[[Context], None]] = {
+    WorkKind.TRAIN: _run_train,
+    WorkKind.FIT_CRITIC: _run_fit_critic,
+    WorkKind.VALIDATE_FILE: _run_validate_file,
+}
+
+
+def _fail(context: Context, error: TetherError) -> bool:
+    found = {"code": error.code, "message": error.message, "param": error.param}
+    with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
+        lifecycle.end(session, context.lease.load(session), State.FAILED, found)
+        return True
+    return False
+
+
+def _give_back(context: Context, *, reason: str) -> bool:
+    with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
+        work = context.lease.load(session)
+        if context.preempted:
+            # Being told to stop is no failure and costs no budget.
+            work.attempts_without_progress = 0
+        lifecycle.release(session, context.settings, work, reason=reason)
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""From trained weights to what a client downloads: the adapter's zip and the table of metrics."""
+
+import csv
+import hashlib
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from app import storage
+from app.database import unit_of_work
+from app.domain.job import State, model_name
+from app.files.service import RESULTS, add_file
+from app.jobs import lifecycle, repository
+from app.models.base_model import BaseModel
+from app.models.job import Step
+from worker.context import Context
+from worker.journal import Journal
+from worker.training.checkpoint import build_adapter_zip, export_adapter
+
+METRICS_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """An adapter's zip in storage, and the digest of each file in it."""
+
+    stored: storage.Stored
+    files: dict[str, str]
+
+
+def store_adapter(
+    context: Context, model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: BaseModel
+) -> StoredAdapter:
+    """Export the adapter as it is now, pack it and put it into storage. The same weights give the same bytes."""
+    with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="export-") as temporary:
+        folder = Path(temporary) / "adapter"
+        export_adapter(model, tokenizer, folder, base_name=base.name, base_digest=base.digest)
+        packed = Path(temporary) / "adapter.zip"
+        build_adapter_zip(folder, packed)
+        files = {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        return StoredAdapter(storage.store_file(context.settings.storage_dir, packed), files)
+
+
+def publish(context: Context, journal: Journal, adapter: StoredAdapter) -> None:
+    """Record the adapter, make the result files, and end the job as succeeded, all in one transaction."""
+    root = context.settings.storage_dir
+    with unit_of_work(context.database) as session:
+        work = context.lease.load(session)
+        job = repository.load_job(session, work.id)
+        metrics = metrics_csv(repository.list_steps(session, job, after=0, limit=None))
+        journal.append_published(session, job.step, adapter.stored, adapter.files)
+        results = (
+            ("metrics.csv", storage.store_stream(root, io.BytesIO(metrics))),
+            ("adapter.zip", adapter.stored),
+        )
+        job.result_files = [
+            add_file(session, project_id=job.project_id, filename=name, purpose=RESULTS, stored=stored).id
+            for name, stored in results
+        ]
+        job.adapter_sha256 = adapter.stored.sha256
+        job.adapter_bytes = adapter.stored.size_bytes
+        job.fine_tuned_model = model_name(job.model, job.suffix, job.id)
+        lifecycle.end(session, work, State.SUCCEEDED, None)
+
+
+def metrics_csv(steps: Sequence[Step]) -> bytes:
+    """Return the wire's table of metrics as plain CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(METRICS_COLUMNS)
+    for step in steps:
+        validation: dict[str, Any] = step.validation or {}
+        writer.writerow(
+            [
+                step.step,
+                step.record["nll"],
+                step.record["token_accuracy"],
+                validation.get("valid_loss", ""),
+                validation.get("valid_mean_token_accuracy", ""),
+            ]
+        )
+    return text.getvalue().encode("utf-8")

@@ -1,0 +1,61 @@
+"""The knock: start the process that works, wait for it, and stop it when the worker is told to stop."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from celery.signals import worker_shutting_down
+
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Processes:
+    """The process that this worker has started, if one is running."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._environment = settings.child_environment()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._draining = False
+        self._lock = threading.Lock()
+
+    def wake(self, work_id: str) -> None:
+        """Run the process for one piece of work to its end. Whether there is any work, the database decides."""
+        with self._lock:
+            if self._draining:
+                return
+            process = start_process(work_id, self._environment)
+            self._running = process
+        if self._draining:
+            # The shutdown came while the process was being started and did not see it.
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+        with self._lock:
+            self._running = None
+        if code != 0:
+            log.warning("the process for %s ended with code %d", work_id, code)
+
+    def drain_on_shutdown(self) -> None:
+        """Make a shutdown of the worker stop the process; it saves a checkpoint and gives its work back."""
+        worker_shutting_down.connect(self._drain, weak=False)
+
+    def _drain(self, **_: Any) -> None:
+        # This runs inside a signal handler of the main thread, so it must not wait for the lock.
+        self._draining = True
+        process = self._running
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+
+
+def start_process(work_id: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start `worker.process` in a process group of its own. It dies with the process that started it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker.process", work_id, "--parent", str(os.getpid())],
+        env=environment,
+        start_new_session=True,
+    )

@@ -1,0 +1,357 @@
+"""Checkpoints that resume bit for bit, and the adapter as an ordinary PEFT folder.
+
+A checkpoint is a folder that is either complete or not there: its files are written and synchronised in a temporary
+folder beside it, listed with their SHA-256 in `manifest.json`, and the folder is renamed. Nothing is pickled.
+"""
+
+import errno
+import hashlib
+import os
+import random
+import secrets
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from app.errors import JobFailure
+from worker.training.jsonio import canonical_json, parse_json
+from worker.training.models import ADAPTER_NAME, trainable_parameters
+
+MANIFEST_FILE = "manifest.json"
+ADAPTER_FILE = "adapter.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RANDOM_FILE = "random.safetensors"
+TRAINER_FILE = "trainer.json"
+
+
+class CheckpointDamaged(JobFailure):
+    """A checkpoint is not what was written: a file is missing, changed, or does not fit the model."""
+
+    code = "checkpoint_damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """Where a run stands. Learning rate and data order are pure functions of step, seed and specification."""
+
+    step: int
+    """Steps done."""
+    seed: int
+    trained_tokens: int
+    """All tokens of the rows trained on so far, prompts included."""
+    run_digest: str
+    """SHA-256 of specification and tokenized rows; a checkpoint resumes only the run it came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A checkpoint on disk."""
+
+    step: int
+    path: Path
+    digest: str
+    """SHA-256 of its manifest, which names every file's."""
+    files: dict[str, str]
+    """SHA-256 by file name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A verified checkpoint, in memory."""
+
+    info: CheckpointInfo
+    trainer: TrainerState
+    adapter: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random: dict[str, Tensor]
+    random_scalars: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state: TrainerState
+) -> CheckpointInfo:
+    """Write a checkpoint into `folder` and return where it is: `step-{step:08d}-{digest12}`.
+
+    When this returns, the checkpoint survives a power failure; when it raises, there is none. Saving the same
+    state again gives the checkpoint that is already there.
+    """
+    random_tensors, random_scalars = _random_state()
+    trainer = {
+        "format": "tether-checkpoint-1",
+        "step": state.step,
+        "seed": state.seed,
+        "trained_tokens": state.trained_tokens,
+        "run_digest": state.run_digest,
+        "random": random_scalars,
+    }
+    contents = {
+        ADAPTER_FILE: save(_on_cpu(trainable_parameters(model))),
+        OPTIMIZER_FILE: save(_optimizer_tensors(model, optimizer)),
+        RANDOM_FILE: save(random_tensors),
+        TRAINER_FILE: canonical_json(trainer),
+    }
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    manifest = canonical_json({"files": files, "step": state.step})
+    digest = hashlib.sha256(manifest).hexdigest()
+    path = folder / f"step-{state.step:08d}-{digest[:12]}"
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".writing-{secrets.token_hex(8)}"
+    temporary.mkdir()
+    try:
+        for name, data in {**contents, MANIFEST_FILE: manifest}.items():
+            _write_durably(temporary / name, data)
+        _sync_folder(temporary)
+        _rename_unless_there(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(folder)
+    return CheckpointInfo(state.step, path, digest, files)
+
+
+def load_checkpoint(path: Path) -> LoadedCheckpoint:
+    """Read a checkpoint and verify every digest, the folder's own name included.
+
+    Raises CheckpointDamaged where anything is missing or changed.
+    """
+    try:
+        manifest = (path / MANIFEST_FILE).read_bytes()
+        listed = parse_json(manifest)
+        files: dict[str, str] = listed["files"]
+        contents = {name: (path / name).read_bytes() for name in files}
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(path, f"cannot be read: {error}") from error
+    digest = hashlib.sha256(manifest).hexdigest()
+    if path.name != f"step-{listed['step']:08d}-{digest[:12]}":
+        raise _damaged(path, f"is not the one its name says: its manifest has digest {digest[:12]}")
+    for name, data in contents.items():
+        if hashlib.sha256(data).hexdigest() != files[name]:
+            raise _damaged(path, f"has a changed {name}")
+    try:
+        trainer = parse_json(contents[TRAINER_FILE])
+        return LoadedCheckpoint(
+            info=CheckpointInfo(listed["step"], path, digest, files),
+            trainer=TrainerState(
+                trainer["step"], trainer["seed"], trainer["trained_tokens"], trainer["run_digest"]
+            ),
+            adapter=load(contents[ADAPTER_FILE]),
+            optimizer=load(contents[OPTIMIZER_FILE]),
+            random=load(contents[RANDOM_FILE]),
+            random_scalars=trainer["random"],
+        )
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, f"lacks something: {error}") from error
+
+
+def restore(checkpoint: LoadedCheckpoint, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
+    """Put adapter, optimiser and random generators back to where the checkpoint was taken.
+
+    `model` has an adapter of the same shape, `optimizer` was made over `trainable_parameters(model)`. Raises
+    CheckpointDamaged where they do not fit.
+    """
+    restore_adapter(checkpoint, model)
+    states: dict[int, dict[str, Tensor]] = {}
+    for place, name in enumerate(trainable_parameters(model)):
+        prefix = f"{name}|"
+        found = {
+            key.removeprefix(prefix): value
+            for key, value in checkpoint.optimizer.items()
+            if key.startswith(prefix)
+        }
+        if found:
+            states[place] = found
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    _restore_random(checkpoint)
+
+
+def restore_adapter(checkpoint: LoadedCheckpoint, model: PeftModel) -> None:
+    """Put back the adapter's weights alone. Raises CheckpointDamaged where their names or shapes differ."""
+    parameters = trainable_parameters(model)
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    if {name: value.shape for name, value in checkpoint.adapter.items()} != shapes:
+        raise _damaged(checkpoint.info.path, "holds an adapter of another shape than the model's")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(checkpoint.adapter[name])
+
+
+def export_adapter(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    base_name: str,
+    base_digest: str,
+) -> None:
+    """Write the adapter as a PEFT folder that `PeftModel.from_pretrained` and the usual servers load.
+
+    The folder names the base model by `base_name`, never by the path it was loaded from, and has the tokenizer with
+    its chat template. The same weights give the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.peft_config[ADAPTER_NAME].to_dict()
+    config.update(base_model_name_or_path=base_name, revision=None, inference_mode=True)
+    # PEFT keeps the names in a set, whose order changes from process to process.
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    (folder / "adapter_config.json").write_bytes(canonical_json(_as_values(plain)))
+    tensors = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
+    (folder / "adapter_model.safetensors").write_bytes(save(_on_cpu(tensors), metadata={"format": "pt"}))
+    tokenizer.save_pretrained(folder)
+    _forget_origin(folder / "tokenizer_config.json")
+    (folder / "README.md").write_text(_model_card(base_name, base_digest), encoding="utf-8")
+
+
+def build_adapter_zip(folder: Path, out: Path) -> str:
+    """Pack a folder's files into one zip and return its SHA-256. The same files give the same bytes.
+
+    Files are stored uncompressed, in the order of their names, with one fixed date: weights do not compress, and
+    another zlib would change the bytes.
+    """
+    with zipfile.ZipFile(out, "w", compression=zipfile.ZIP_STORED) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            entry.create_system = 3
+            archive.writestr(entry, path.read_bytes())
+    return hashlib.sha256(out.read_bytes()).hexdigest()
+
+
+def _on_cpu(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _optimizer_tensors(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as `parameter name|state name` → tensor."""
+    return _on_cpu(
+        {
+            f"{name}|{key}": value
+            for name, parameter in trainable_parameters(model).items()
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+    )
+
+
+def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state of Python's, numpy's and torch's generators, as bytes in tensors and as JSON scalars."""
+    python_version, python_words, python_gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    tensors = {
+        "python": torch.from_numpy(np.array(python_words, dtype="<u4").view(np.uint8).copy()),
+        "numpy": torch.from_numpy(numpy_state["state"]["key"].astype("<u4").view(np.uint8).copy()),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        for device, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"cuda{device}"] = state
+    scalars = {
+        "python_version": python_version,
+        "python_gauss": python_gauss,
+        "numpy_generator": numpy_state["bit_generator"],
+        "numpy_position": int(numpy_state["state"]["pos"]),
+        "numpy_has_gauss": int(numpy_state["has_gauss"]),
+        "numpy_gauss": float(numpy_state["gauss"]),
+    }
+    return tensors, scalars
+
+
+def _restore_random(checkpoint: LoadedCheckpoint) -> None:
+    tensors, scalars = checkpoint.random, checkpoint.random_scalars
+    words = tensors["python"].numpy().view("<u4").tolist()
+    random.setstate((scalars["python_version"], tuple(words), scalars["python_gauss"]))
+    np.random.set_state(
+        {
+            "bit_generator": scalars["numpy_generator"],
+            "state": {"key": tensors["numpy"].numpy().view("<u4"), "pos": scalars["numpy_position"]},
+            "has_gauss": scalars["numpy_has_gauss"],
+            "gauss": scalars["numpy_gauss"],
+        }
+    )
+    torch.set_rng_state(tensors["torch"])
+    if torch.cuda.is_available():
+        for device in range(torch.cuda.device_count()):
+            if f"cuda{device}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"cuda{device}"], device)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. A rename is not, until its folder is synchronised."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_unless_there(temporary: Path, path: Path) -> None:
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        # The name is the digest of the contents, so a folder of this name is the same checkpoint.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        load_checkpoint(path)
+
+
+def _as_values(value: Any) -> Any:
+    """Return the plain value of the enums that PEFT's configuration holds."""
+    if isinstance(value, dict):
+        return {key: _as_values(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_values(entry) for entry in value]
+    return getattr(value, "value", value)
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop from the tokenizer's configuration where and how it was loaded."""
+    config = parse_json(path.read_bytes())
+    for key in ("name_or_path", "local_files_only"):
+        config.pop(key, None)
+    path.write_bytes(canonical_json(config))
+
+
+def _model_card(base_name: str, base_digest: str) -> str:
+    return f"""---
+base_model: {base_name}
+library_name: peft
+tags:
+- lora
+- tether
+---
+
+# LoRA adapter for {base_name}
+
+Fine-tuned with Tether: an adaptive KL penalty per example holds the model to its aligned base
+(arXiv 2602.17546). What was done at every step is in the job's evidence bundle.
+
+- Base model: `{base_name}`
+- Digest of the base model: `{base_digest}`
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+"""
+
+
+def _damaged(path: Path, what: str) -> CheckpointDamaged:
+    return CheckpointDamaged(f"the checkpoint {path.name} {what}; resume from the one before it")

@@ -1,0 +1,236 @@
+"""The base model, its LoRA adapter, and the reference: the same weights with the adapter switched off.
+
+A model is only ever read from a local folder, as safetensors, without code of its own.
+"""
+
+import hashlib
+import platform
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from app.domain.training_spec import TrainingSpec
+from app.errors import InvalidBaseModel
+
+ADAPTER_NAME = "default"
+
+
+def choose_device() -> torch.device:
+    """Return the first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def set_determinism(seed: int) -> None:
+    """Seed every generator and demand deterministic algorithms.
+
+    On CUDA the process must have been started with CUBLAS_WORKSPACE_CONFIG=:4096:8; torch names the variable
+    in its error where it was not. The attention kernels whose backward pass is not deterministic are switched off.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def load_base(
+    path: Path, *, device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer from a local folder.
+
+    The model comes back in eval mode and stays there: dropout in the base would make model and reference differ
+    by chance. `dtype` defaults to bfloat16 on CUDA and float32 elsewhere, whatever the files hold.
+    Raises InvalidBaseModel where the folder does not hold such a model, or its tokenizer has no chat template.
+    """
+    if not (path / "config.json").is_file():
+        raise InvalidBaseModel(f"{path.name} has no config.json; give a folder that holds a saved model")
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            attn_implementation="sdpa",
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidBaseModel(
+            f"{path.name} could not be loaded as a causal language model: {error}"
+        ) from error
+    if not tokenizer.chat_template:
+        raise InvalidBaseModel(
+            f"the tokenizer in {path.name} has no chat template; add a chat_template.jinja beside its files"
+        )
+    # With a cache, padding-free attention would see across rows, and training has no use for one.
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    return cast(PreTrainedModel, cast(nn.Module, model).to(device).eval()), tokenizer
+
+
+def lora_targets(model: PreTrainedModel) -> list[str]:
+    """Return the short names of the linear layers inside the model's blocks, sorted.
+
+    Short names (`q_proj`) keep local structure out of the adapter's configuration, and every server reads them.
+    The output head is never among them. Raises InvalidBaseModel where the blocks hold no linear layer.
+    """
+    head = head_of(model)
+    names: set[str] = set()
+    outside: set[str] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        *parents, name = path.split(".")
+        in_block = any(parent.isdigit() for parent in parents) and module is not head
+        (names if in_block else outside).add(name)
+    targets = sorted(names - outside)
+    if not targets:
+        raise InvalidBaseModel(
+            f"{type(model).__name__} has no linear layers in its blocks to put an adapter on"
+        )
+    return targets
+
+
+def add_adapter(model: PreTrainedModel, spec: TrainingSpec, seed: int) -> PeftModel:
+    """Put a fresh LoRA adapter in float32 (float64 on a float64 base) on every linear layer of the blocks.
+
+    No bias, no dropout: with the adapter off, the base is untouched bit for bit. The initial weights are a pure
+    function of `seed`; the global generator is left as it was.
+    """
+    config = LoraConfig(
+        r=spec.lora_r,
+        lora_alpha=spec.lora_alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=lora_targets(model),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 for a property under its old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+    return cast(PeftModel, adapted.eval())
+
+
+def trainable_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
+    """Return the adapter's parameters by their full names, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def reference(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Make the model the reference for a while: adapter off, no gradients. A bare base is its own reference."""
+    if not isinstance(model, PeftModel):
+        with torch.no_grad():
+            yield
+        return
+    with torch.no_grad(), model.disable_adapter():
+        yield
+
+
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the causal language model inside a PEFT model, adapter layers included, or the model itself."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def decoder_of(model: PreTrainedModel | PeftModel) -> nn.Module:
+    """Return the model without its output head."""
+    return cast(nn.Module, cast(Any, base_of(model)).get_decoder())
+
+
+def head_of(model: PreTrainedModel | PeftModel) -> nn.Module | None:
+    """Return the output head, or None where the model has none of its own."""
+    return cast(nn.Module | None, cast(Any, base_of(model)).get_output_embeddings())
+
+
+def final_states(
+    model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """Run the decoder without its head: (batch, length) token ids to (batch, length, hidden) after the final norm."""
+    output = decoder_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return cast(Tensor, output.last_hidden_state)
+
+
+def layer_states(
+    model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the final states and the states after each block, all (batch, length, hidden).
+
+    The last block's entry is after the final norm; the others are the residual stream before it. The embeddings are
+    left out: at the last prompt token they are the same for every prompt.
+    """
+    output = decoder_of(model)(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
+    )
+    return output.last_hidden_state, tuple(output.hidden_states[1:])
+
+
+def apply_head(model: PreTrainedModel | PeftModel, states: Tensor) -> Tensor:
+    """Apply the output head: (n, hidden) final states to (n, vocabulary) logits. See `head_is_separable`."""
+    return cast(Tensor, cast(nn.Module, head_of(model))(states))
+
+
+def full_logits(
+    model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """Return the model's own logits, (batch, length, vocabulary)."""
+    output = base_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return cast(Tensor, output.logits)
+
+
+def head_is_separable(model: PreTrainedModel | PeftModel) -> bool:
+    """Tell whether the model's logits are its head applied to its final states, and nothing more.
+
+    Decided by comparing the two on a few tokens, bit for bit: a cap or a scale on the logits shows however small
+    they are. A wrong False costs time only; such a model takes the plain path through its own logits.
+    """
+    base = base_of(model)
+    if head_of(model) is None:
+        return False
+    device = next(base.parameters()).device
+    tokens = torch.arange(8, device=device).remainder(base.config.get_text_config().vocab_size)[None]
+    with torch.no_grad():
+        expected = full_logits(model, tokens, None)
+        found = apply_head(model, final_states(model, tokens, None))
+    return expected.shape == found.shape and bool((expected.double() == found.double()).all())
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of the tokenizer's chat template, in hex.
+
+    A tokenizer may hold several named templates; all of them count, in the order of their names.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = "\0".join(f"{name}\0{text}" for name, text in sorted(template.items()))
+    return hashlib.sha256(str(template or "").encode()).hexdigest()
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Return what bit-exact results depend on: versions, the device, the number of threads."""
+    device = device or choose_device()
+    libraries = ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version(name) for name in libraries},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cuda": torch.version.cuda,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
