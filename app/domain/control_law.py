@@ -39,6 +39,13 @@ def compute_beta(
         beta = beta_max if s >= threshold else beta_min
     else:
         raise ValueError(f"unknown schedule {schedule!r}; known: linear, threshold")
+    return raise_to_floor(beta, floor)
+
+
+def raise_to_floor(beta: float, floor: float) -> float:
+    """Return beta, or the run-level floor where that is higher. A floor that is not a number is refused."""
+    if not 0.0 <= floor <= 1.0:
+        raise ValueError(f"the floor is {floor}, outside [0, 1]")
     return max(beta, floor)
 
 
@@ -60,9 +67,9 @@ def compute_row_beta(safety: Mapping[str, Any], s: float | None, floor: float = 
     """
     method = safety["method"]
     if method == "none":
-        return floor
+        return raise_to_floor(0.0, floor)
     if method == "fixed_kl":
-        return max(float(safety["beta"]), floor)
+        return raise_to_floor(float(safety["beta"]), floor)
     if method != "adaptive_kl":
         raise ValueError(f"unknown method {method!r}; known: adaptive_kl, fixed_kl, none")
     if s is None:

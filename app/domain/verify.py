@@ -375,9 +375,8 @@ def _grammar_each(job: _Job) -> None:  # noqa: PLR0912 - one branch per rule rea
             raise _Broken("a second job.start; what goes on is a job.resume", job.seq)
         if job.body["from_step"] or job.body["checkpoint_sha256"]:
             raise _Broken("job.start begins from a checkpoint; only job.resume may", job.seq)
-            other = _contradiction(
-                "safety", _known(job.created)["spec"]["safety"], job.body["spec"]["safety"]
-            )
+        asked, resolved = _known(job.created)["spec"]["safety"], job.body["spec"]["safety"]
+        other = _contradiction("safety", asked, resolved)
         if other:
             raise _Broken(f"job.start contradicts what job.created asked for: {other}", job.seq)
     elif kind == "job.resume":
@@ -459,10 +458,8 @@ def _check_step_order(job: _Job) -> None:
 def _attempts_at_end(job: _Job) -> str:
     if job.spec is None:
         raise _NotChecked("the job was never started")
-    return (
-        f"steps 1 to {len(job.steps)} each count once; {_count(job.resumes, 'resume')},"
-        f" {_count(job.superseded, 'superseded step')}"
-    )
+    steps = f"steps 1 to {len(job.steps)} each count once" if job.steps else "no step yet"
+    return f"{steps}; {_count(job.resumes, 'resume')}, {_count(job.superseded, 'superseded step')}"
 
 
 # --- risk table -------------------------------------------------------------------------------------------
