@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.base_models.repository import list_base_models
+from app.critics.repository import get_newest_critic
 from app.database import Database, read_only
 from app.dependencies import DatabaseDep, SettingsDep
 from app.migration import current_revision, newest_revision
@@ -48,8 +49,11 @@ def find_missing(database: Database, settings: Settings) -> list[str]:
             missing += [
                 f"no worker is alive for the queue {name}" for name in ("gpu", "cpu") if name not in queues
             ]
-            if not list_base_models(session):
+            bases = list_base_models(session)
+            if not bases:
                 missing.append("no base model is registered; run: tether models add NAME PATH")
+            elif all(get_newest_critic(session, base) is None for base in bases):
+                missing.append("no base model has a critic yet; see: tether doctor")
     except SQLAlchemyError as error:
         missing.append(f"the database cannot be reached ({type(error).__name__})")
     return missing

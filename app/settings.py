@@ -14,6 +14,16 @@ CLIENT_VARIABLES = frozenset({"TETHER_URL"})
 """Read by the command line as a client, not by the service."""
 TEST_VARIABLES = "TETHER_TEST_"
 
+TRAINER_DEFAULTS = {
+    # Threads that spin while they wait slow each other down tenfold where processes share cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # CUDA's matrix products are deterministic only with a fixed workspace.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Variables of other libraries that a child process gets unless they are set already."""
+
 MIB = 1024 * 1024
 
 
@@ -67,7 +77,11 @@ class Settings(BaseModel):
         """Return the environment of a child process: ours, with these settings; the key stays behind."""
         values = self.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)
         ours = {name: value for name, value in os.environ.items() if name != PREFIX + "API_KEY"}
-        return {**ours, **{PREFIX + name.upper(): str(value) for name, value in values.items()}}
+        return {
+            **TRAINER_DEFAULTS,
+            **ours,
+            **{PREFIX + name.upper(): str(value) for name, value in values.items()},
+        }
 
 
 def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:

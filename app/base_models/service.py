@@ -19,7 +19,9 @@ ALLOWED = re.compile(
     r"|model\.safetensors\.index)\.json|merges\.txt|chat_template\.(jinja|json)|[\w.-]+\.safetensors"
 )
 """Files that are loaded, and so are pinned. Documents beside them are left alone; anything else is refused."""
-DOCUMENTS = re.compile(r"README\.md|LICENSE.*|USE_POLICY\.md|NOTICE.*|\.gitattributes", re.IGNORECASE)
+DOCUMENTS = re.compile(
+    r"README\.md|SHA256SUMS|LICENSE.*|USE_POLICY\.md|NOTICE.*|\.gitattributes", re.IGNORECASE
+)
 CODE_KEYS = (
     "auto_map",
     "trust_remote_code",
@@ -130,6 +132,8 @@ def _check_json(path: Path, name: str) -> None:
         raise InvalidBaseModel(f"{name} is not JSON: {error}") from None
     # Vocabularies are large and may hold any word as a key; only configurations are searched.
     if name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if not isinstance(content, dict):
+            raise InvalidBaseModel(f"{name} is not a JSON object")
         _refuse_code(content, name, "$")
 
 

@@ -4,6 +4,7 @@ Every problem is reported with its line and JSON path, what was found and what w
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -100,9 +101,9 @@ def _refuse_constant(name: str) -> None:
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        times = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in times.items() if count > 1)
+        raise ValueError(f"the key {twice[:40]!r} stands twice in one object")
     return result
 
 
@@ -144,7 +145,7 @@ def _check_messages(
 ) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
     known = ", ".join(f"`{key}`" for key in keys)
     problems = [
-        Problem(number, f"$.{key}", f"unknown key; a row here has {known} and nothing else")
+        Problem(number, _below("$", key), f"unknown key; a row here has {known} and nothing else")
         for key in row
         if key not in keys
     ]
@@ -169,7 +170,7 @@ def _check_message(number: int, path: str, message: Any) -> Iterator[Problem]:
     for key in message:
         if key not in ("role", "content", "name", "weight"):
             yield Problem(
-                number, f"{path}.{key}", "unknown key; a message has role, content, name and weight"
+                number, _below(path, key), "unknown key; a message has role, content, name and weight"
             )
     role = message.get("role")
     if role not in ROLES:
@@ -183,6 +184,10 @@ def _check_message(number: int, path: str, message: Any) -> Iterator[Problem]:
             yield Problem(number, f"{path}.weight", "only assistant messages have a weight")
         elif isinstance(weight, bool) or weight not in (0, 1):
             yield Problem(number, f"{path}.weight", f"found {_show(weight)}; expected 0 or 1")
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key if len(key) <= 40 else key[:39] + '…'}"
 
 
 def _kind(value: Any) -> str:

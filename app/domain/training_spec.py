@@ -9,23 +9,25 @@ import hashlib
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 
 
 class Frozen(BaseModel):
-    """A frozen configuration that refuses unknown keys and non-finite numbers."""
+    """A frozen configuration that refuses unknown keys and non-finite numbers. Null means absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-
-def _null_is_default(default: str) -> BeforeValidator:
-    # The openai client sends `null` for every optional argument that was given as None.
-    return BeforeValidator(lambda value: default if value is None else value)
-
-
-_NULL_IS_AUTO = _null_is_default("auto")
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        # The openai client sends `null` for every optional argument that was given as None.
+        if not isinstance(values, dict):
+            return values
+        return {
+            key: value for key, value in values.items() if value is not None or key not in cls.model_fields
+        }
 
 
 # --- what the wire calls hyperparameters ------------------------------------------------------------------

@@ -88,8 +88,9 @@ def check_stored(settings: Settings, sha256: str) -> tuple[int, list[Problem]]:
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
     """Yield lines without their ends; a line beyond the limit is cut there and ends the file."""
     while line := file.readline(MAX_LINE_BYTES + 2):
-        yield line.rstrip(b"\r\n")
-        if len(line) > MAX_LINE_BYTES + 1:
+        line = line.rstrip(b"\r\n")
+        yield line
+        if len(line) > MAX_LINE_BYTES:
             return
 
 

@@ -21,10 +21,6 @@ from app.models.job import Checkpoint, Event, Job
 ORGANISATION = "org-tether"
 
 
-def _absent(default: Any) -> BeforeValidator:
-    return BeforeValidator(lambda value: default() if value is None else value)
-
-
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
@@ -39,12 +35,12 @@ class JobCreate(Frozen):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
-    method: Annotated[Method, _absent(Method)] = Method()
+    method: Method = Method()
     hyperparameters: Annotated[Hyperparameters | None, Field(description="Deprecated; use method.")] = None
     safety: Annotated[Safety, BeforeValidator(safety_from_preset)] = Field(
         default_factory=lambda: safety_from_preset(None), validate_default=True
     )
-    training: Annotated[TrainingOptions, _absent(TrainingOptions)] = TrainingOptions()
+    training: TrainingOptions = TrainingOptions()
 
     @model_validator(mode="after")
     def _one_place_for_hyperparameters(self) -> "JobCreate":

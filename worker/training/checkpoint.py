@@ -33,6 +33,7 @@ ADAPTER_FILE = "adapter.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 TRAINER_FILE = "trainer.json"
+CONTENT_FILES = (ADAPTER_FILE, OPTIMIZER_FILE, RANDOM_FILE, TRAINER_FILE)
 
 
 class CheckpointDamaged(JobFailure):
@@ -120,28 +121,30 @@ def save_checkpoint(
     return CheckpointInfo(state.step, path, digest, files)
 
 
-def load_checkpoint(path: Path) -> LoadedCheckpoint:
-    """Read a checkpoint and verify every digest, the folder's own name included.
+def load_checkpoint(path: Path, *, digest: str | None = None) -> LoadedCheckpoint:
+    """Read a checkpoint and verify every file, and the manifest by `digest` or, without one, by the folder's name.
 
     Raises CheckpointDamaged where anything is missing or changed.
     """
     try:
         manifest = (path / MANIFEST_FILE).read_bytes()
-        listed = parse_json(manifest)
-        files: dict[str, str] = listed["files"]
-        contents = {name: (path / name).read_bytes() for name in files}
-    except (OSError, ValueError, KeyError) as error:
+        contents = {name: (path / name).read_bytes() for name in CONTENT_FILES}
+    except OSError as error:
         raise _damaged(path, f"cannot be read: {error}") from error
-    digest = hashlib.sha256(manifest).hexdigest()
-    if path.name != f"step-{listed['step']:08d}-{digest[:12]}":
-        raise _damaged(path, f"is not the one its name says: its manifest has digest {digest[:12]}")
+    found = hashlib.sha256(manifest).hexdigest()
+    # This digest stands for the manifest and the manifest for the files, so what passes is what was written.
+    is_the_one = found == digest if digest is not None else path.name.endswith(f"-{found[:12]}")
+    if not is_the_one:
+        raise _damaged(path, f"is another than the one asked for: its manifest has digest {found[:12]}")
+    listed = parse_json(manifest)
+    files: dict[str, str] = listed["files"]
     for name, data in contents.items():
         if hashlib.sha256(data).hexdigest() != files[name]:
             raise _damaged(path, f"has a changed {name}")
     try:
         trainer = parse_json(contents[TRAINER_FILE])
         return LoadedCheckpoint(
-            info=CheckpointInfo(listed["step"], path, digest, files),
+            info=CheckpointInfo(listed["step"], path, found, files),
             trainer=TrainerState(
                 trainer["step"], trainer["seed"], trainer["trained_tokens"], trainer["run_digest"]
             ),
@@ -194,11 +197,12 @@ def export_adapter(
     *,
     base_name: str,
     base_digest: str,
+    method: str | None = None,
 ) -> None:
     """Write the adapter as a PEFT folder that `PeftModel.from_pretrained` and the usual servers load.
 
     The folder names the base model by `base_name`, never by the path it was loaded from, and has the tokenizer with
-    its chat template. The same weights give the same bytes.
+    its chat template. The same weights give the same bytes. `method` is the safety method that the card names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = model.peft_config[ADAPTER_NAME].to_dict()
@@ -210,7 +214,7 @@ def export_adapter(
     (folder / "adapter_model.safetensors").write_bytes(save(_on_cpu(tensors), metadata={"format": "pt"}))
     tokenizer.save_pretrained(folder)
     _forget_origin(folder / "tokenizer_config.json")
-    (folder / "README.md").write_text(_model_card(base_name, base_digest), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(base_name, base_digest, method), encoding="utf-8")
 
 
 def build_adapter_zip(folder: Path, out: Path) -> str:
@@ -328,7 +332,11 @@ def _forget_origin(path: Path) -> None:
     path.write_bytes(canonical_json(config))
 
 
-def _model_card(base_name: str, base_digest: str) -> str:
+def _model_card(base_name: str, base_digest: str, method: str | None) -> str:
+    protection = {
+        None: "",
+        "none": "\n- Safety method: `none`. This adapter was trained **unprotected**.",
+    }.get(method, f"\n- Safety method: `{method}`")
     return f"""---
 base_model: {base_name}
 library_name: peft
@@ -339,11 +347,11 @@ tags:
 
 # LoRA adapter for {base_name}
 
-Fine-tuned with Tether: an adaptive KL penalty per example holds the model to its aligned base
-(arXiv 2602.17546). What was done at every step is in the job's evidence bundle.
+Fine-tuned with Tether. What held the model to its base, at every step and for every row, is in the job's
+evidence bundle.
 
 - Base model: `{base_name}`
-- Digest of the base model: `{base_digest}`
+- Digest of the base model: `{base_digest}`{protection}
 
 ```python
 from peft import PeftModel

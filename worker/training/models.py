@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from app.domain.training_spec import TrainingSpec
 from app.errors import InvalidBaseModel
@@ -56,6 +57,8 @@ def load_base(
     """
     if not (path / "config.json").is_file():
         raise InvalidBaseModel(f"{path.name} has no config.json; give a folder that holds a saved model")
+    # A progress bar has no place in the log of a service.
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here.
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:

@@ -75,7 +75,8 @@ def run_reference_pass(
 
     A row's log-odds are the highest of its trained assistant turns, each read at its last prompt token. A critic
     that raises, or says something that is not a number, makes that row's s 1 and its status `failed`. A model whose
-    logits are more than its head on its final states caches nothing. `on_progress` hears how many rows are done.
+    logits are more than its head on its final states caches nothing. `on_progress` hears how many rows are done;
+    what it raises ends the pass.
     """
     to_cache = _rows_within(model, rows, cache_budget_bytes) if head_is_separable(model) else frozenset()
     needs_features = critic is not None and critic.needs_features

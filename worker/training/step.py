@@ -15,7 +15,7 @@ from app.errors import JobFailure
 from worker.training.batching import Batch, collate, micro_batches
 from worker.training.data import TokenizedRow
 from worker.training.loss import weighted_loss
-from worker.training.models import apply_head, final_states, full_logits, reference, trainable_parameters
+from worker.training.models import apply_head, final_states, full_logits, reference
 from worker.training.reference import ReferenceCache, RowRisk
 from worker.training.schedule import row_weights
 
@@ -51,7 +51,7 @@ def train_step(
     Raises JobFailure with code `nonfinite_loss`, before any weight changes, where loss or gradient is not finite.
     """
     device = next(model.parameters()).device
-    parameters = list(trainable_parameters(model).values())
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     row_risks = [conditions.risks[row.index] for row in rows]
     weights = row_weights(conditions.safety, [risk.s for risk in row_risks], conditions.floor)
     n_tokens = sum(row.loss_tokens for row in rows)

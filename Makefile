@@ -1,0 +1,43 @@
+# make demo    the main job, end to end, on this machine
+# make test    the tests
+# make check   lint and types
+# make serve   the service in the foreground; HOME_DIR=folder and PORT=number to choose
+# make setup   .venv with everything in it; TORCH_INDEX=url chooses another build of torch
+
+PYTHON ?= python3
+HOME_DIR ?= .tether
+PORT ?= 8000
+BIN := .venv/bin
+
+# On Linux PyPI's torch brings several GB of CUDA. Without an NVIDIA driver, PyTorch's index of CPU builds is
+# asked as well; where it cannot be reached, pip goes on without it.
+TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup demo test check serve clean
+
+setup: .venv/complete
+
+.venv/complete: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tether needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(PIP) $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
+	$(PIP) --editable ".[worker,charts,demo,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m worker.miniature.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+serve: setup
+	$(BIN)/tether serve --home $(HOME_DIR) --port $(PORT)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-output

@@ -1,0 +1,50 @@
+"""Register the miniature as a base model and ask for its critic, where that was not done yet.
+
+`python -m worker.miniature.install`, which `tether serve` runs at its start.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from app import queue
+from app.base_models.repository import get_base_model
+from app.base_models.service import register_base_model
+from app.critics.service import request_fit
+from app.database import Database, open_engine, unit_of_work
+from app.settings import Settings, load_settings
+from worker.miniature.corpus import critic_rows
+
+NAME = "miniature"
+WEIGHTS = Path(__file__).with_name("weights")
+SEED = 0
+
+
+def main() -> None:
+    """Install into the database that the settings name."""
+    settings = load_settings()
+    engine = open_engine(settings.database_url)
+    try:
+        install(Database(engine, queue.build_publisher(settings)), settings)
+    finally:
+        engine.dispose()
+
+
+def install(database: Database, settings: Settings) -> None:
+    """Register the miniature and announce the fit of its critic, in one transaction; twice is harmless."""
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file,
+        unit_of_work(database) as session,
+    ):
+        if get_base_model(session, NAME) is not None:
+            return
+        file.writelines(json.dumps(row) + "\n" for row in critic_rows(SEED))
+        file.flush()
+        register_base_model(session, NAME, WEIGHTS)
+        session.flush()
+        work = request_fit(session, settings, base_name=NAME, data=Path(file.name))
+        queue.enqueue(session, work.queue, work.id)
+
+
+if __name__ == "__main__":
+    main()
