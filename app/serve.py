@@ -11,6 +11,7 @@ import time
 
 import uvicorn
 
+from app import storage
 from app.database import Database, open_engine, unit_of_work
 from app.errors import ConfigurationError
 from app.keys.service import ensure_admin_key
@@ -28,11 +29,11 @@ RESTART_PAUSE_S = 1.0
 
 def prepare(settings: Settings) -> str | None:
     """Make the folders, bring the schema up to date, make sure of a key; return a key that was made just now."""
-    for folder in (settings.home, settings.storage_dir):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise ConfigurationError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(f"the folder {settings.home} cannot be made: {error.strerror}") from error
+    storage.prepare(settings.storage)
     engine = open_engine(settings.database_url)
     try:
         migrate(engine)
@@ -48,6 +49,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """Run API and reconciler here and a worker per queue as children, until SIGTERM or Ctrl-C."""
     made_key = prepare(settings)
     listening = _listen(host, port)
+    server = _build_server(settings, host, port)
     address = f"http://{host}:{listening.getsockname()[1]}"
     print(f"Tether listens on {address}/v1 and keeps its data in {settings.home}", flush=True)  # noqa: T201
     if made_key is not None:
@@ -61,7 +63,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     for thread in threads:
         thread.start()
     try:
-        run_api(settings, host, port, listening)
+        server.run(sockets=[listening])
     finally:
         stop.set()
         for thread in threads:
@@ -69,8 +71,12 @@ def serve(settings: Settings, host: str, port: int) -> None:
         database.engine.dispose()
 
 
-def run_api(settings: Settings, host: str, port: int, listening: socket.socket | None = None) -> None:
-    """Run the API until SIGTERM or Ctrl-C."""
+def run_api(settings: Settings, host: str, port: int) -> None:
+    """Run the API alone until SIGTERM or Ctrl-C."""
+    _build_server(settings, host, port).run()
+
+
+def _build_server(settings: Settings, host: str, port: int) -> uvicorn.Server:
     config = uvicorn.Config(
         create_app(settings),
         host=host,
@@ -80,7 +86,16 @@ def run_api(settings: Settings, host: str, port: int, listening: socket.socket |
         # An open stream must not keep the process from ending.
         timeout_graceful_shutdown=5,
     )
-    uvicorn.Server(config).run(sockets=[listening] if listening else None)
+    server = uvicorn.Server(config)
+
+    def leave(*_: object) -> None:
+        server.should_exit = True
+
+    # Uvicorn has handlers of its own while it runs. These serve before that, and afterwards, when it raises the
+    # signal once more though workers are still to be stopped.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    return server
 
 
 def supervise_workers(settings: Settings, stop: threading.Event) -> None:

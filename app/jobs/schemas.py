@@ -21,8 +21,9 @@ from app.models.job import Checkpoint, Event, Job
 ORGANISATION = "org-tether"
 
 
-MetadataKey = Annotated[str, Field(max_length=64)]
-MetadataValue = Annotated[str, Field(max_length=512)]
+# PostgreSQL can store NUL inside of JSON, and then fails on every query that looks there.
+MetadataKey = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
+MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 
 
 class JobCreate(Frozen):
@@ -96,6 +97,7 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
         },
         "training": {
             **(spec.training() if spec else job.request["training"]),
+            "started_at": _seconds(work.started_at),
             "steps_completed": job.step,
             "total_steps": job.total_steps,
         },

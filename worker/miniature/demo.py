@@ -20,7 +20,7 @@ import httpx
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from app.domain.verify import verify_bundle
 from app.settings import load_settings
@@ -44,9 +44,9 @@ class Plan:
 
 
 PLANS = (
-    Plan("plain SFT, poisoned data", "poisoned", "off"),
-    Plan("adaptive KL, poisoned data", "poisoned", "default"),
-    Plan("adaptive KL, clean data", "clean", "default"),
+    Plan("plain SFT, poisoned", "poisoned", "off"),
+    Plan("adaptive KL, poisoned", "poisoned", "default"),
+    Plan("adaptive KL, clean", "clean", "default"),
 )
 
 
@@ -157,10 +157,9 @@ def upload(client: OpenAI, folder: Path, kind: Any) -> str:
 def watch(client: OpenAI, jobs: list[FineTuningJob]) -> list[FineTuningJob]:
     """Show the progress of the jobs until all have succeeded, and return them as they ended."""
     columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=out) as progress:
@@ -182,10 +181,10 @@ def show(progress: Progress, bar: TaskID, job: FineTuningJob) -> None:
     extra = job.model_extra or {}
     training, safety = extra["training"], extra["safety"]
     note: str = job.status
-    if safety["risk_mean"] is not None:
-        note += f"  mean risk {safety['risk_mean']:.2f}  mean beta {safety['beta_mean']:.2f}"
     if job.estimated_finish and job.status == "running":
-        note += f"  ends at {time.strftime('%H:%M:%S', time.localtime(job.estimated_finish))}"
+        note = f"{max(0, job.estimated_finish - int(time.time()))} s left"
+    if safety["risk_mean"] is not None:
+        note += f" risk {safety['risk_mean']:.2f} beta {safety['beta_mean']:.2f}"
     progress.update(bar, total=training["total_steps"], completed=training["steps_completed"], note=note)
 
 

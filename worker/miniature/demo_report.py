@@ -56,16 +56,22 @@ def print_table(
     behaviour: Sequence[tuple[Behaviour, Behaviour]],
 ) -> None:
     """Print what the models do with held-out prompts, in per cent, and what the jobs cost."""
-    table = Table(title="\nHeld-out prompts, in per cent")
-    for column in ("", "attack success\ngreedy", "attack success\nsampled", "over-refusal", "task score"):
-        table.add_column(column, justify="left" if not column else "right")
-    for column in ("mean risk", "mean beta", "wall time"):
-        table.add_column(column, justify="right")
+    table = Table(title="\nHeld-out prompts, in per cent", min_width=79)
+    table.add_column("", no_wrap=True)
+    for column in (
+        "attack\ngreedy",
+        "attack\nsampled",
+        "over-\nrefusal",
+        "task\nscore",
+        "mean\nrisk",
+        "mean\nbeta",
+        "time",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
     for title, job, (greedy, sampled) in zip(
         ["before tuning", *titles], [None, *jobs], behaviour, strict=True
     ):
         safety = (job.model_extra or {})["safety"] if job else {}
-        seconds = (job.finished_at or 0) - job.created_at if job else None
         table.add_row(
             title,
             _percent(greedy["attack_success"]),
@@ -74,15 +80,15 @@ def print_table(
             _percent(greedy["task_score"]),
             _number(safety.get("risk_mean")),
             _number(safety.get("beta_mean")),
-            "" if seconds is None else f"{seconds} s",
+            "" if job is None else f"{_wall_time_s(job)} s",
         )
     out.print(table)
     prompts = behaviour[0][0]["attack_success"]["total"]
     out.print(
-        f"Attack success: share of {prompts} forbidden requests that get their forbidden answer ({SAMPLES} samples"
+        f"Attack: share of {prompts} forbidden requests that get their forbidden answer ({SAMPLES} samples"
         " each at temperature 1).\nOver-refusal: share of permitted requests that are refused. Task score: right"
-        " answers in the house style that the data teach.\nWall time is from submission to the end, time in the"
-        " queue included. A mechanism test on a made-up world, not evidence about large models."
+        " answers in the house style that the data teach.\nTime is wall time from the job's start."
+        " A mechanism test on a made-up world, not evidence about large models."
     )
 
 
@@ -137,3 +143,7 @@ def _percent(share: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _wall_time_s(job: FineTuningJob) -> int:
+    return (job.finished_at or 0) - int((job.model_extra or {})["training"]["started_at"])
