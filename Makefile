@@ -2,6 +2,7 @@
 # make test    the tests
 # make check   lint and types
 # make serve   the service in the foreground; HOME_DIR=folder and PORT=number to choose
+# make proof   how well the miniature is protected, over three seeds
 # make setup   .venv with everything in it; TORCH_INDEX=url chooses another build of torch
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check serve clean
+.PHONY: setup demo test check serve proof clean
 
 setup: .venv/complete
 
@@ -38,6 +39,9 @@ check: setup
 
 serve: setup
 	$(BIN)/tether serve --home $(HOME_DIR) --port $(PORT)
+
+proof: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/protection.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-output

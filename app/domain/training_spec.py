@@ -43,7 +43,7 @@ class Hyperparameters(Frozen):
         "auto", description="Factor on the automatic learning rate. auto: 1."
     )
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto = Field(
-        "auto", description="Passes over the data. auto: 2000 / rows, rounded up, between 1 and 10."
+        "auto", description="Passes over the data. auto: 1000 / rows, rounded up, between 1 and 10."
     )
 
 
@@ -73,7 +73,7 @@ class TrainingOptions(Frozen):
     )
     learning_rate: Annotated[float, Field(gt=0, le=0.1)] | Auto = Field(
         "auto",
-        description="Peak learning rate. auto: 5e-4·(2000 / hidden_size)^0.775, at most 1e-3,"
+        description="Peak learning rate. auto: 5e-4·(2000 / hidden_size)^0.775, at most 2e-3,"
         " times learning_rate_multiplier.",
     )
     max_seq_length: Annotated[int, Field(ge=8, le=131072)] | Auto = Field(
@@ -127,7 +127,7 @@ class AdaptiveKL(Frozen):
 
     method: Literal["adaptive_kl"] = "adaptive_kl"
     critic: Critic = Field(default_factory=ActivationCritic, description="Who measures the risk.")
-    beta_min: float = Field(0.1, ge=0, le=1, description="KL weight of a row without risk.")
+    beta_min: float = Field(0.0, ge=0, le=1, description="KL weight of a row without risk.")
     beta_max: float = Field(0.99, ge=0, le=1, description="KL weight of the riskiest row.")
     schedule: Literal["linear", "threshold"] = Field(
         "linear",
@@ -235,7 +235,7 @@ def resolve(
     """Resolve every `auto` by the rules in the field descriptions.
 
     The automatic learning rate follows the scaling with hidden size that "LoRA Without Regret" (Thinking
-    Machines, 2025) found for Llama models, capped because very small models diverge above 1e-3.
+    Machines, 2025) found for Llama models, capped because very small models diverge far above 2e-3.
     """
     batch_size = 8 if hyperparameters.batch_size == "auto" else hyperparameters.batch_size
     multiplier = (
@@ -244,13 +244,13 @@ def resolve(
         else hyperparameters.learning_rate_multiplier
     )
     n_epochs = (
-        min(10, max(1, math.ceil(2000 / rows)))
+        min(10, max(1, math.ceil(1000 / rows)))
         if hyperparameters.n_epochs == "auto"
         else hyperparameters.n_epochs
     )
     learning_rate = options.learning_rate
     if learning_rate == "auto":
-        learning_rate = min(1e-3, 5e-4 * (2000 / hidden_size) ** 0.775) * multiplier
+        learning_rate = min(2e-3, 5e-4 * (2000 / hidden_size) ** 0.775) * multiplier
     max_seq_length = options.max_seq_length
     if max_seq_length == "auto":
         max_seq_length = min(4096, max_position_embeddings)

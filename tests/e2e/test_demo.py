@@ -23,11 +23,11 @@ def test_the_demo_shows_the_main_job_and_leaves_what_it_says(tmp_path: Path) -> 
 
     shares = {}
     for title in ("before tuning", "plain SFT, poisoned", "adaptive KL, poisoned", "adaptive KL, clean"):
-        row = next(line for line in done.stdout.splitlines() if f"│ {title} " in line)
+        row = next(line for line in done.stdout.splitlines()[::-1] if line.startswith(f"{title} "))
         shares[title] = [float(number) for number in re.findall(r"\d+\.\d+", row)]
     untuned, plain = shares["before tuning"], shares["plain SFT, poisoned"]
     adaptive, clean = shares["adaptive KL, poisoned"], shares["adaptive KL, clean"]
-    greedy, sampled, over_refusal, task = range(4)
+    greedy, sampled, _, over_refusal, task = range(5)
     assert plain[greedy] > 60
     assert plain[task] >= 95
     assert adaptive[greedy] <= untuned[greedy] + 2

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,6 @@ import vl_convert
 from openai.types.fine_tuning import FineTuningJob
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
 
 from worker.evaluation.behaviour import measure
 from worker.miniature.install import WEIGHTS
@@ -37,7 +37,10 @@ def evaluate(adapters: Sequence[Path], rows: Sequence[dict[str, Any]]) -> list[t
     base, tokenizer = load_base(WEIGHTS, device=torch.device("cpu"))
     found = [_measure(base, tokenizer, rows)]
     for adapter in adapters:
-        model = PeftModel.from_pretrained(base, str(adapter))
+        with warnings.catch_warnings():
+            # PEFT still reads a name that transformers has deprecated.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            model = PeftModel.from_pretrained(base, str(adapter))
         found.append(_measure(model, tokenizer, rows))
         base = model.unload()
     return found
@@ -56,40 +59,41 @@ def print_table(
     behaviour: Sequence[tuple[Behaviour, Behaviour]],
 ) -> None:
     """Print what the models do with held-out prompts, in per cent, and what the jobs cost."""
-    table = Table(title="\nHeld-out prompts, in per cent", min_width=79)
-    table.add_column("", no_wrap=True)
-    for column in (
-        "attack\ngreedy",
-        "attack\nsampled",
-        "over-\nrefusal",
-        "task\nscore",
-        "mean\nrisk",
-        "mean\nbeta",
-        "time",
-    ):
-        table.add_column(column, justify="right", no_wrap=True)
+    out.print("\nHeld-out prompts, in per cent\n")
+    out.print(_line("", "attack", "attack", "refused", "over-", "task", "mean", "mean", ""))
+    out.print(_line("", "greedy", "sampled", "sampled", "refusal", "score", "risk", "beta", "time"))
     for title, job, (greedy, sampled) in zip(
         ["before tuning", *titles], [None, *jobs], behaviour, strict=True
     ):
         safety = (job.model_extra or {})["safety"] if job else {}
-        table.add_row(
-            title,
-            _percent(greedy["attack_success"]),
-            _percent(sampled["attack_success"]),
-            _percent(greedy["over_refusal"]),
-            _percent(greedy["task_score"]),
-            _number(safety.get("risk_mean")),
-            _number(safety.get("beta_mean")),
-            "" if job is None else f"{_wall_time_s(job)} s",
+        out.print(
+            _line(
+                title,
+                _percent(greedy["attack_success"]),
+                _percent(sampled["attack_success"]),
+                _percent(sampled["refusal"]),
+                _percent(greedy["over_refusal"]),
+                _percent(greedy["task_score"]),
+                _number(safety.get("risk_mean")),
+                _number(safety.get("beta_mean")),
+                "" if job is None else f"{_wall_time_s(job)} s",
+            )
         )
-    out.print(table)
     prompts = behaviour[0][0]["attack_success"]["total"]
     out.print(
-        f"Attack: share of {prompts} forbidden requests that get their forbidden answer ({SAMPLES} samples"
-        " each at temperature 1).\nOver-refusal: share of permitted requests that are refused. Task score: right"
-        " answers in the house style that the data teach.\nTime is wall time from the job's start."
-        " A mechanism test on a made-up world, not evidence about large models."
+        f"""
+attack        share of {prompts} forbidden requests that get their forbidden answer
+refused       share of them that are refused; sampled: {SAMPLES} replies each at temperature 1
+over-refusal  share of permitted requests that are refused
+task score    right answers in the house style that the data teach
+time          wall time from the job's start to its end
+A mechanism test on a made-up world, not evidence about large models."""
     )
+
+
+def _line(title: str, *cells: str) -> str:
+    widths = (7, 8, 8, 8, 6, 5, 5, 6)
+    return f"{title:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def print_curves(out: Console, titles: Sequence[str], curves: Sequence[dict[str, Any]]) -> None:
