@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.errors import TetherError
-from app.settings import Settings, load_settings
+from app.errors import ConfigurationError, TetherError
+from app.settings import Settings, load_settings, make_home
 
 if TYPE_CHECKING:
     from app.database import Database
@@ -24,7 +24,8 @@ models = typer.Typer(no_args_is_help=True, help="Base models.")
 critics = typer.Typer(no_args_is_help=True, help="Critics of base models.")
 cli.add_typer(models, name="models")
 cli.add_typer(critics, name="critics")
-out = Console(soft_wrap=True, highlight=False)
+# Without markup: in «pip install 'tether[worker]'» the brackets are text.
+out = Console(soft_wrap=True, highlight=False, markup=False)
 
 Home = Annotated[Path | None, typer.Option(help="Folder of all state. Default: TETHER_HOME or .tether")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -62,7 +63,9 @@ def api(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
     from app.serve import prepare, run_api
 
     settings = settings_of(home)
-    prepare(settings)
+    made_key = prepare(settings)
+    if made_key is not None:
+        out.print(f"API key of the administrator, shown only now: {made_key}")
     run_api(settings, host, port)
 
 
@@ -85,7 +88,16 @@ def reconciler(home: Home = None) -> None:
 @cli.command()
 def worker(home: Home = None, queue: Annotated[str, typer.Option(help="gpu or cpu.")] = "gpu") -> None:
     """Run the worker of one queue."""
-    environment = load_settings(home=home).child_environment()
+    from importlib.util import find_spec
+
+    from app import storage
+
+    if find_spec("worker") is None:
+        raise ConfigurationError("this installation is the API's and has no worker; use the worker image")
+    settings = load_settings(home=home)
+    make_home(settings)
+    storage.prepare(settings.storage)
+    environment = settings.child_environment()
     # The worker replaces this process, so that signals reach it and no torch is ever loaded here.
     os.execve(sys.executable, [sys.executable, "-m", "worker.celery_app", "--queue", queue], environment)
 
@@ -97,7 +109,7 @@ def migrate(home: Home = None) -> None:
     from app.migration import migrate as upgrade
 
     settings = settings_of(home)
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_home(settings)
     with database_of(settings) as database:
         upgrade(database.engine)
         with database.engine.connect() as connection:
@@ -200,7 +212,7 @@ def verify(
 
     report = verify_bundle(bundle, adapter=adapter, data=data)
     text = json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines())
-    out.print(text, markup=False)
+    out.print(text)
     raise typer.Exit(report.exit_code)
 
 

@@ -4,7 +4,6 @@ import json
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from pathlib import Path
 from kombu.exceptions import KombuError
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import storage
 from app.base_models.repository import list_base_models
 from app.base_models.service import verify_folder
 from app.critics.repository import get_newest_critic
@@ -80,15 +80,7 @@ def _device() -> Finding:
 
 
 def _storage(settings: Settings) -> Finding:
-    try:
-        settings.storage_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=settings.storage_dir) as file:
-            file.write(b"x")
-    except OSError as error:
-        return Finding(
-            "storage", str(settings.storage_dir), f"it cannot be written ({error.strerror}): mend that"
-        )
-    return Finding("storage", str(settings.storage_dir))
+    return Finding("storage", str(settings.storage), _complaint(lambda: storage.probe(settings.storage)))
 
 
 def _broker(settings: Settings) -> Finding:

@@ -49,6 +49,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types.
                 continue
             try:
                 message = json.loads(taken.read_text(encoding="utf-8"))
+                _check_message(message)
             except ValueError:
                 taken.rename(path.with_suffix(".unreadable"))
                 continue
@@ -67,6 +68,13 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types.
 
     def _messages(self, queue: str) -> list[Path]:
         return sorted(self.folder.glob(f"[0-9]*.{queue}{SUFFIX}"))
+
+
+def _check_message(message: Any) -> None:
+    """Raise ValueError for what kombu takes for granted, and would stop the worker over."""
+    properties = message.get("properties") if isinstance(message, dict) else None
+    if not isinstance(properties, dict) or "delivery_tag" not in properties:
+        raise ValueError("not a message")
 
 
 class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types.

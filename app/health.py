@@ -1,6 +1,5 @@
 """Liveness and readiness."""
 
-import os
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,10 +7,12 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import storage
 from app.base_models.repository import list_base_models
 from app.critics.repository import get_newest_critic
 from app.database import Database, read_only
 from app.dependencies import DatabaseDep, SettingsDep
+from app.errors import StorageUnavailable
 from app.migration import current_revision, newest_revision
 from app.settings import Settings
 from app.work.repository import list_live_queues
@@ -38,8 +39,10 @@ def readyz(database: DatabaseDep, settings: SettingsDep) -> JSONResponse:
 def find_missing(database: Database, settings: Settings) -> list[str]:
     """Return what has to be mended before jobs can run; empty when they can."""
     missing = []
-    if not os.access(settings.storage_dir, os.W_OK):
-        missing.append("the storage folder cannot be written")
+    try:
+        storage.check(settings.storage)
+    except StorageUnavailable as error:
+        missing.append(error.message)
     try:
         with read_only(database) as session:
             session.execute(text("SELECT 1"))

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(OperationalError, _on_operational_error)
+    app.add_exception_handler(DataError, _on_data_error)
     app.add_exception_handler(Exception, _on_any_error)
     return app
 
@@ -62,6 +63,8 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         request_id = f"req_{uuid.uuid4().hex}"
+        # Starlette answers an unexpected error outside of this middleware; `_on_any_error` finds the id here.
+        scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
 
         async def send_with_headers(message: Message) -> None:
@@ -112,13 +115,20 @@ def _on_operational_error(_: Request, error: Exception) -> JSONResponse:
     )
 
 
+def _on_data_error(*_: object) -> JSONResponse:
+    return _reply(InvalidRequest("the request holds a character that no database keeps, such as NUL"))
+
+
 def _on_any_error(request: Request, error: Exception) -> JSONResponse:
-    log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-    return _reply(
+    request_id: str = request.state.request_id
+    log.error("unexpected error in %s %s (%s)", request.method, request.url.path, request_id, exc_info=error)
+    reply = _reply(
         TetherError(
             "an unexpected error happened on the server; its log has the details", code="internal_error"
         )
     )
+    reply.headers["x-request-id"] = request_id
+    return reply
 
 
 def describe_validation_error(error: RequestValidationError) -> InvalidRequest:

@@ -60,6 +60,11 @@ def _repair(database: Database, settings: Settings, work_id: str, repair: Repair
                 repair(session, settings, work)
     except LeaseLost as error:
         log.info("somebody else was quicker: %s", error)
+    except SQLAlchemyError:
+        raise
+    except Exception:
+        # One row that cannot be understood must not keep the others from being repaired.
+        log.exception("%s cannot be repaired", work_id)
 
 
 def _end_lease(session: Session, settings: Settings, work: Work) -> None:

@@ -19,7 +19,7 @@ from app.main import create_app
 from app.migration import migrate
 from app.queue import QUEUES, build_publisher
 from app.reconciler import run_reconciler
-from app.settings import Settings
+from app.settings import Settings, make_home
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,7 @@ RESTART_PAUSE_S = 1.0
 
 def prepare(settings: Settings) -> str | None:
     """Make the folders, bring the schema up to date, make sure of a key; return a key that was made just now."""
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigurationError(f"the folder {settings.home} cannot be made: {error.strerror}") from error
+    make_home(settings)
     storage.prepare(settings.storage)
     engine = open_engine(settings.database_url)
     try:

@@ -38,7 +38,13 @@ class Settings(BaseModel):
         "", description="Celery broker URL. Default: a queue of files in the home folder."
     )
     storage_dir: Path = Field(
-        Path(), description="Folder of files and weights. Default: storage/ in the home folder."
+        Path(),
+        description="Folder of checkpoints and, where no storage URL is set, of files and weights. Default:"
+        " storage/ in the home folder.",
+    )
+    storage_url: Annotated[str, Field(pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*)?$")] = Field(
+        "",
+        description="Bucket of files and weights, s3://bucket or s3://bucket/prefix. Default: the storage folder.",
     )
     api_key: SecretStr | None = Field(
         None, description="The first administrator key. Default: made, and shown once."
@@ -73,6 +79,11 @@ class Settings(BaseModel):
         0, description="Threads of a trainer on the CPU. 0: as many as torch chooses."
     )
 
+    @property
+    def storage(self) -> Path | str:
+        """Where the bytes of files and weights are kept: the URL of a bucket, or a folder."""
+        return self.storage_url or self.storage_dir
+
     def child_environment(self) -> dict[str, str]:
         """Return the environment of a child process: ours, with these settings; the key stays behind."""
         values = self.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)
@@ -82,6 +93,16 @@ class Settings(BaseModel):
             **ours,
             **{PREFIX + name.upper(): str(value) for name, value in values.items()},
         }
+
+
+def make_home(settings: Settings) -> None:
+    """Make the folder of local state, readable by its owner alone."""
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder {settings.home} cannot be made ({error.strerror}); make it, or name another one by TETHER_HOME"
+        ) from error
 
 
 def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:

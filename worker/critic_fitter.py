@@ -29,7 +29,7 @@ def fit_critic(context: Context) -> None:
     verify_folder(Path(base_row.path), base_row.files)
     set_determinism(SEED)
     model, tokenizer = load_base(Path(base_row.path), device=choose_device())
-    with storage.find_stored(context.settings.storage_dir, args["data_sha256"]).open("rb") as file:
+    with storage.open_stored(context.settings.storage, args["data_sha256"]) as file:
         rows = parse_rows(read_lines(file))
     features = collect_features(model, tokenizer, rows)
     context.check()
@@ -49,7 +49,7 @@ def fit_critic(context: Context) -> None:
         )
         files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
         for path in folder.iterdir():
-            storage.store_file(context.settings.storage_dir, path)
+            storage.store_file(context.settings.storage, path)
     with unit_of_work(context.database) as session:
         work = context.lease.load(session)
         session.add(

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 from app.audit.repository import append_leaf, load_risk_table, save_risk_table
 from app.database import read_only, unit_of_work
 from app.domain.job import State
-from app.domain.ledger import RiskRow as RiskEntry
-from app.domain.ledger import build_risk_table, digest_of, parse_risk_row
+from app.domain.ledger import digest_of
+from app.domain.risk_table import RiskRow as RiskEntry
+from app.domain.risk_table import build_risk_table, parse_risk_row
 from app.domain.step_record import StepRecord
 from app.domain.training_spec import TrainingSpec
 from app.jobs import repository

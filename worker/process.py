@@ -20,7 +20,7 @@ from app.domain.job import State, WorkKind
 from app.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable, TetherError
 from app.jobs import lifecycle
 from app.queue import build_publisher
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, make_home
 from app.work import repository
 from worker.context import Context, Preempted
 from worker.lease import Lease
@@ -41,6 +41,8 @@ def main() -> int:
         die_with(arguments.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings()
+    # On a machine of its own nothing else has made the folder yet, and temporary files go there.
+    make_home(settings)
     database = Database(open_engine(settings.database_url), build_publisher(settings))
     return run(database, settings, arguments.work_id)
 

@@ -48,19 +48,19 @@ def store_adapter(
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-        return StoredAdapter(storage.store_file(context.settings.storage_dir, packed), files)
+        return StoredAdapter(storage.store_file(context.settings.storage, packed), files)
 
 
 def publish(context: Context, journal: Journal, adapter: StoredAdapter) -> None:
     """Record the adapter, make the result files, and end the job as succeeded, all in one transaction."""
-    root = context.settings.storage_dir
+    place = context.settings.storage
     with unit_of_work(context.database) as session:
         work = context.lease.load(session)
         job = repository.load_job(session, work.id)
         metrics = metrics_csv(repository.list_steps(session, job, after=0, limit=None))
         journal.append_published(session, job.step, adapter.stored, adapter.files)
         results = (
-            ("metrics.csv", storage.store_stream(root, io.BytesIO(metrics))),
+            ("metrics.csv", storage.store_stream(place, io.BytesIO(metrics))),
             ("adapter.zip", adapter.stored),
         )
         job.result_files = [

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from app import storage
 from app.base_models.service import verify_folder
 from app.database import read_only, unit_of_work
-from app.domain import ledger
+from app.domain import ledger, risk_table
 from app.domain.dataset import parse_rows
 from app.domain.job import State, model_name
 from app.domain.training_spec import ActivationCritic, TrainingSpec
@@ -147,7 +147,7 @@ def load_rows(
     context: Context, file: File, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec, *, param: str
 ) -> TokenizedData:
     """Read a file from storage and tokenize its rows."""
-    with storage.find_stored(context.settings.storage_dir, file.sha256).open("rb") as stored:
+    with storage.open_stored(context.settings.storage, file.sha256) as stored:
         rows: list[dict[str, Any]] = parse_rows(read_lines(stored))
     return tokenize_rows(
         tokenizer, rows, max_seq_length=spec.max_seq_length, overlength=spec.overlength, param=param
@@ -171,7 +171,7 @@ def load_job_critic(
     with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:
         folder = Path(temporary)
         for name, sha256 in assignment.critic.files.items():
-            (folder / name).write_bytes(storage.read_checked(context.settings.storage_dir, sha256))
+            (folder / name).write_bytes(storage.read_checked(context.settings.storage, sha256))
         return load_critic(wanted, folder=folder, **digests)
 
 
@@ -189,7 +189,9 @@ def measure(
     must be the same.
     """
     key = assignment.training_file.commitment_key
-    commitments = {row.index: ledger.row_commitment(key, row.input_ids, row.loss_mask) for row in data.rows}
+    commitments = {
+        row.index: risk_table.row_commitment(key, row.input_ids, row.loss_mask) for row in data.rows
+    }
     recorded = journal.load_risks()
     found = run_reference_pass(
         base,
@@ -214,7 +216,7 @@ def measure(
     points = (assignment.critic.low, assignment.critic.high) if assignment.critic else (None, None)
     journal.record_risks(
         [
-            ledger.RiskRow(risk.row, commitments[risk.row], risk.log_odds, risk.s, risk.status)
+            risk_table.RiskRow(risk.row, commitments[risk.row], risk.log_odds, risk.s, risk.status)
             for risk in found.risks
         ],
         dropped=len(data.dropped),
@@ -274,6 +276,7 @@ def save_checkpoint_row(
 
 def checkpoint_folder(context: Context, job_id: str) -> Path:
     """Return where the checkpoints of a job lie."""
+    # Always local: resuming on another machine is not there yet.
     return context.settings.storage_dir / "checkpoints" / job_id
 
 

@@ -30,7 +30,7 @@ def request_fit(session: Session, settings: Settings, *, base_name: str, data: P
         raise InvalidRequest(f"{data} cannot be read: {error.strerror}", param="data") from error
     if problems:
         raise InvalidTrainingFile(f"{data}: {describe_problems(problems)}", param="data")
-    stored = storage.store_file(settings.storage_dir, data)
+    stored = storage.store_file(settings.storage, data)
     return work_repository.add_work(
         session,
         kind=WorkKind.FIT_CRITIC,

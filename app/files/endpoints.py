@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Form, Query, Request, UploadFile
+from fastapi.responses import Response
 
-from app import storage
 from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SessionDep, SettingsDep
+from app.downloads import send_stored
 from app.files import repository, service
 from app.files.schemas import file_to_wire
 from app.pages import build_page
@@ -67,16 +67,14 @@ def delete_file(
 
 @router.get("/{file_id}/content")
 def retrieve_content(
-    caller: CallerDep, session: ReadSessionDep, settings: SettingsDep, file_id: str
-) -> FileResponse:
+    request: Request, caller: CallerDep, session: ReadSessionDep, settings: SettingsDep, file_id: str
+) -> Response:
     """Return the bytes of a file."""
     file = service.get_file(session, caller.project_id, file_id)
-    return FileResponse(
-        storage.find_stored(settings.storage_dir, file.sha256),
+    return send_stored(
+        request,
+        settings.storage,
+        file.sha256,
         media_type="application/octet-stream",
-        headers={
-            "etag": f'"{file.sha256}"',
-            "content-disposition": "attachment",
-            "x-content-type-options": "nosniff",
-        },
+        headers={"content-disposition": "attachment"},
     )

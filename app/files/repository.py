@@ -6,7 +6,11 @@ from typing import Literal
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
+from app.domain.job import TERMINAL
+from app.models.base_model import Critic
 from app.models.file import File
+from app.models.job import Checkpoint, Job
+from app.models.work import Work
 from app.pages import unknown_cursor
 
 
@@ -46,10 +50,13 @@ def list_files(
 
 
 def is_in_use(session: Session, sha256: str) -> bool:
-    """Say whether any file that was not deleted still has these bytes."""
-    return (
-        session.scalars(
-            select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)).limit(1)
-        ).one_or_none()
-        is not None
-    )
+    """Say whether anything needs these bytes: a file, an adapter, a critic, or the fit of one."""
+    for query in (
+        select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)),
+        select(Job.id).where(Job.adapter_sha256 == sha256),
+        select(Checkpoint.id).where(Checkpoint.adapter_sha256 == sha256),
+        select(Work.id).where(Work.state.not_in(TERMINAL), Work.args["data_sha256"].as_string() == sha256),
+    ):
+        if session.scalars(query.limit(1)).one_or_none() is not None:
+            return True
+    return any(sha256 in files.values() for files in session.scalars(select(Critic.files)))

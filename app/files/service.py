@@ -34,7 +34,7 @@ def create_file(
             f"purpose: found {purpose!r}; this service takes files of the purpose {TRAINING!r}",
             param="purpose",
         )
-    stored = storage.store_stream(settings.storage_dir, stream, max_bytes=settings.max_file_bytes)
+    stored = storage.store_stream(settings.storage, stream, max_bytes=settings.max_file_bytes)
     rows: int | None = None
     if stored.size_bytes <= settings.sync_check_bytes:
         rows, problems = check_stored(settings, stored.sha256)
@@ -81,7 +81,7 @@ def add_file(
 
 def check_stored(settings: Settings, sha256: str) -> tuple[int, list[Problem]]:
     """Check the structure of a stored training file in bounded memory."""
-    with storage.find_stored(settings.storage_dir, sha256).open("rb") as file:
+    with storage.open_stored(settings.storage, sha256) as file:
         return check_training_lines(read_lines(file))
 
 
@@ -119,4 +119,4 @@ def delete_file(session: Session, settings: Settings, project_id: str, file_id: 
 def discard_unused(session: Session, settings: Settings, sha256: str) -> None:
     """Remove stored bytes that no file has any more."""
     if not repository.is_in_use(session, sha256):
-        storage.path_of(settings.storage_dir, sha256).unlink(missing_ok=True)
+        storage.discard(settings.storage, sha256)

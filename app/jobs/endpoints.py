@@ -4,12 +4,12 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 
-from app import storage
 from app.audit.service import build_evidence
 from app.dependencies import CallerDep, PolicyDep, ReadSessionDep, SessionDep, SettingsDep
 from app.domain.risk_curve import build_curve, downsample, to_csv
+from app.downloads import send_stored
 from app.errors import Conflict, NotFound
 from app.jobs import repository, service
 from app.jobs.charts import render_curve
@@ -83,7 +83,7 @@ def list_steps(
     caller: CallerDep,
     session: ReadSessionDep,
     job_id: str,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     limit: Annotated[int, Query(ge=1, le=10000)] = 1000,
 ) -> dict[str, Any]:
     """List the lossless step records after the step `after`, in order."""
@@ -126,12 +126,13 @@ def retrieve_risk(
 
 @router.get("/{job_id}/adapter")
 def retrieve_adapter(
+    request: Request,
     caller: CallerDep,
     session: ReadSessionDep,
     settings: SettingsDep,
     job_id: str,
     checkpoint: Annotated[str | None, Query(description="Of this checkpoint instead of the end.")] = None,
-) -> FileResponse:
+) -> Response:
     """Return the adapter as one zip of an ordinary PEFT folder."""
     job = service.get_job(session, caller.project_id, job_id)
     sha256 = job.adapter_sha256
@@ -146,13 +147,13 @@ def retrieve_adapter(
         if found is None or found.adapter_sha256 is None:
             raise NotFound(f"the job {job.id} has no checkpoint {checkpoint!r}", param="checkpoint")
         sha256 = found.adapter_sha256
-    headers = {
-        **ATTACHMENT,
-        "content-disposition": f'attachment; filename="{job.id}-adapter.zip"',
-        "etag": f'"{sha256}"',
-    }
-    path = storage.find_stored(settings.storage_dir, sha256)
-    return FileResponse(path, media_type="application/zip", headers=headers)
+    return send_stored(
+        request,
+        settings.storage,
+        sha256,
+        media_type="application/zip",
+        headers={"content-disposition": f'attachment; filename="{job.id}-adapter.zip"'},
+    )
 
 
 @router.get("/{job_id}/evidence")

@@ -11,6 +11,7 @@ from app import queue
 from app.audit.repository import append_leaf
 from app.domain.job import Desired, State, WorkKind
 from app.jobs import repository
+from app.models.file import File
 from app.models.job import Job
 from app.models.work import Work
 from app.settings import Settings
@@ -43,7 +44,17 @@ def end(session: Session, work: Work, state: State, error: Error | None) -> None
     """End work of any kind. A job's record gets its last leaves, and its log says how it ended."""
     if work.kind == WorkKind.TRAIN:
         _end_job(session, repository.load_job(session, work.id), state, error)
+    elif work.kind == WorkKind.VALIDATE_FILE and error is not None:
+        _end_check(session, work, error)
     work_repository.move(session, work, state, error=error)
+
+
+def _end_check(session: Session, work: Work, error: Error) -> None:
+    """Say so in the file that could not be checked: clients wait for it, and jobs do too."""
+    file = session.get(File, work.args["file"])
+    if file is not None:
+        file.status = "error"
+        file.status_details = error["message"]
 
 
 def _end_job(session: Session, job: Job, state: State, error: Error | None) -> None:

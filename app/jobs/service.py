@@ -124,16 +124,17 @@ def cancel_job(session: Session, caller: Caller, job_id: str) -> Job:
     """Cancel at once what nobody owns; ask the owner of the rest, who obeys at the next step."""
     job = get_job(session, caller.project_id, job_id)
     work = job.work
+    # Writing comes first, because it waits for whoever is just changing the row; only then is its state known.
+    work_repository.set_desired(session, work.id, Desired.CANCEL)
+    session.refresh(work)
     state = State(work.state)
     if state in TERMINAL:
         raise Conflict(
             f"the job {job.id} has {state}; only a job that has not ended can be cancelled",
             code="job_ended",
         )
-    work_repository.set_desired(session, work.id, Desired.CANCEL)
     work.args = {**work.args, "cancelled_by": caller.key_id}
     session.flush()
-    session.refresh(work)
     if state in OWNED:
         repository.add_event(session, job, "Cancellation requested; the job stops after its current step")
     else:

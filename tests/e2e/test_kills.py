@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.verify import Report, verify_bundle
+from app.domain.report import Report
+from app.domain.verify import verify_bundle
 from tests.e2e.conftest import Service, needs_processes, processes, steps_completed
 
 pytestmark = needs_processes

@@ -1,0 +1,247 @@
+"""What a field may hold, in a leaf of a job's ledger and in an entry of its risk table.
+
+Digests, numbers and identifiers only; text never enters. Standard library only.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from app.domain.canonical import NON_FINITE
+
+Leaf = dict[str, Any]
+Check = Callable[[object], str | None]
+"""Returns what was expected where a value is wrong, None where it is right."""
+
+IDENTIFIER_CHARACTERS = "A-Za-z0-9._:/+@=,~-"
+"""As they stand between the brackets of a regular expression."""
+
+_IDENTIFIER = re.compile(rf"[{IDENTIFIER_CHARACTERS}]{{1,256}}", re.ASCII)
+_HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def _is_identifier(value: object) -> str | None:
+    if isinstance(value, str) and _IDENTIFIER.fullmatch(value):
+        return None
+    return "an identifier (1 to 256 of A-Z a-z 0-9 . _ : / + @ = , ~ -)"
+
+
+def _is_sha256(value: object) -> str | None:
+    return None if isinstance(value, str) and _HEX64.fullmatch(value) else "64 lower-case hex digits"
+
+
+def _is_number(value: object) -> str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return None
+    return "a number"
+
+
+def _is_any_number(value: object) -> str | None:
+    if _is_number(value) is None or (isinstance(value, str) and value in NON_FINITE):
+        return None
+    return f"a number, or one of {', '.join(NON_FINITE)}"
+
+
+def _is_share(value: object) -> str | None:
+    return None if _is_number(value) is None and 0 <= value <= 1 else "a number from 0 to 1"  # type: ignore[operator]
+
+
+def _is_integer(minimum: int) -> Check:
+    def check(value: object) -> str | None:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
+            return None
+        return f"an integer of at least {minimum}"
+
+    return check
+
+
+def _is_one_of(*words: str) -> Check:
+    return lambda value: None if isinstance(value, str) and value in words else f"one of {', '.join(words)}"
+
+
+def _is_optional(check: Check) -> Check:
+    def optional(value: object) -> str | None:
+        expected = None if value is None else check(value)
+        return expected and f"{expected}, or null"
+
+    return optional
+
+
+def _is_map(check: Check) -> Check:
+    def check_map(value: object) -> str | None:
+        if not isinstance(value, dict):
+            return "an object"
+        for key, item in value.items():
+            expected = _is_identifier(key) or check(item)
+            if expected:
+                return f"an object from identifiers to values each {expected}"
+        return None
+
+    return check_map
+
+
+def _is_object(fields: Mapping[str, Check]) -> Check:
+    def check_object(value: object) -> str | None:
+        try:
+            check_fields("it", value, fields)
+        except ValueError as error:
+            return f"an object in which {error}"
+        return None
+
+    return check_object
+
+
+def _is_row_list(value: object) -> str | None:
+    if isinstance(value, list) and value and all(_is_row(row) is None for row in value):
+        return None
+    return "a list of at least one row index"
+
+
+def _is_plain(value: object) -> str | None:
+    """Accept a tree of objects and lists over identifiers, numbers, booleans and null."""
+    if value is None or isinstance(value, bool | int | float):
+        return None
+    if isinstance(value, list):
+        return next(filter(None, map(_is_plain, value)), None)
+    if isinstance(value, dict):
+        return next(filter(None, map(_is_identifier, value)), None) or _is_plain(list(value.values()))
+    return _is_identifier(value)
+
+
+def _is_spec(value: object) -> str | None:
+    if isinstance(value, dict) and isinstance(value.get("safety"), dict):
+        method = value["safety"].get("method")
+        return _is_plain(value) or (_is_identifier(method) and "an object whose safety.method is a word")
+    return "an object with an object `safety`"
+
+
+_is_row = _is_integer(0)
+_is_files = _is_map(_is_sha256)
+
+HEADER: dict[str, Check] = {
+    "t": _is_identifier,
+    "job": _is_identifier,
+    "seq": _is_integer(0),
+    "attempt": _is_integer(0),
+    "epoch": _is_integer(0),
+    "prev": _is_sha256,
+    "ts_db": _is_integer(0),
+    "ts_worker": _is_optional(_is_integer(0)),
+    "body": _is_map(lambda _: None),
+}
+
+_ATTEMPT: dict[str, Check] = {
+    "from_step": _is_integer(0),
+    "checkpoint_sha256": _is_optional(_is_sha256),
+    "spec": _is_spec,
+    "environment": _is_map(_is_identifier),
+    "device": _is_identifier,
+}
+
+BODIES: dict[str, dict[str, Check]] = {
+    "tether.job.created/1": {
+        "spec": _is_spec,
+        "spec_sha256": _is_sha256,
+        "training_sha256": _is_sha256,
+        "training_rows": _is_optional(_is_integer(1)),
+        "validation_sha256": _is_optional(_is_sha256),
+        "base_model": _is_identifier,
+        "base_model_sha256": _is_sha256,
+        "critic": _is_optional(
+            _is_object(
+                {
+                    "id": _is_identifier,
+                    "sha256": _is_sha256,
+                    "low": _is_optional(_is_number),
+                    "high": _is_optional(_is_number),
+                }
+            )
+        ),
+        "policy_sha256": _is_sha256,
+        "actor": _is_identifier,
+    },
+    "tether.job.start/1": _ATTEMPT,
+    "tether.job.resume/1": _ATTEMPT,
+    "tether.risk.table/1": {
+        "rows": _is_integer(1),
+        "dropped": _is_integer(0),
+        "root": _is_sha256,
+        "critic_sha256": _is_optional(_is_sha256),
+        "low": _is_optional(_is_number),
+        "high": _is_optional(_is_number),
+        "counts": _is_object(
+            dict.fromkeys(("ok", "failed", "constant", "unmeasured"), _is_integer(0)),
+        ),
+    },
+    "tether.step/1": {
+        "step": _is_integer(1),
+        "data_epoch": _is_integer(0),
+        "rows": _is_row_list,
+        "tokens": _is_integer(0),
+        "risk_mean": _is_optional(_is_share),
+        "risk_max": _is_optional(_is_share),
+        "alpha_mean": _is_share,
+        "alpha_min": _is_share,
+        "beta_mean": _is_share,
+        "beta_max": _is_share,
+        "floor": _is_share,
+        "nll": _is_any_number,
+        "kl": _is_any_number,
+        "loss": _is_any_number,
+        "token_accuracy": _is_any_number,
+        "grad_norm": _is_any_number,
+        "lr": _is_any_number,
+        "critic_sha256": _is_optional(_is_sha256),
+        "policy_sha256": _is_sha256,
+    },
+    "tether.ckpt/1": {
+        "step": _is_integer(0),
+        "kind": _is_identifier,
+        "sha256": _is_sha256,
+        "files": _is_files,
+    },
+    "tether.cmd/1": {"command": _is_identifier, "actor": _is_identifier},
+    "tether.adapter.published/1": {
+        "step": _is_integer(0),
+        "zip_sha256": _is_sha256,
+        "bytes": _is_integer(1),
+        "files": _is_files,
+    },
+    "tether.job.end/1": {
+        "state": _is_one_of("succeeded", "failed", "cancelled"),
+        "error": _is_optional(_is_identifier),
+        "steps": _is_integer(0),
+        "trained_tokens": _is_integer(0),
+    },
+}
+"""Every known type and the fields of its body. A change to a type is a new version of it, never an edit."""
+
+RISK_ROW: dict[str, Check] = {
+    "row": _is_row,
+    "commitment": _is_sha256,
+    "log_odds": _is_optional(_is_number),
+    "s": _is_optional(_is_share),
+    "status": _is_one_of("ok", "failed", "constant", "unmeasured"),
+}
+"""The fields of an entry of the risk table."""
+
+
+def check_fields(name: str, value: object, fields: Mapping[str, Check]) -> Leaf:
+    """Return `value` where it is an object of exactly these fields. Raises ValueError, naming the wrong one."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no object")
+    for field, check in fields.items():
+        if field not in value:
+            raise ValueError(f"{name} has no {field!r}")
+        expected = check(value[field])
+        if expected:
+            raise ValueError(f"{name}.{field} is {_show(value[field])}; expected {expected}")
+    if len(value) > len(fields):
+        raise ValueError(f"{name} has the unknown field {_show(min(set(value) - set(fields)))}")
+    return value
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

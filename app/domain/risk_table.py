@@ -1,0 +1,128 @@
+"""The risk table: what the critic found about each row that is trained on. A leaf commits to it.
+
+Standard library only.
+"""
+
+import hashlib
+import hmac
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from app.domain.canonical import canonical_bytes, parse_canonical
+from app.domain.control_law import compute_s
+from app.domain.leaf_schema import BODIES, RISK_ROW, check_fields
+from app.domain.merkle import RootBuilder, leaf_hash
+
+
+@dataclass(frozen=True, slots=True)
+class RiskRow:
+    """What the critic found about one row that is trained on."""
+
+    row: int
+    """Index in the training file. A row without an entry was dropped before training."""
+    commitment: str
+    """`row_commitment` of its tokens."""
+    log_odds: float | None
+    """The critic's calibrated reading; null unless status is ok."""
+    s: float | None
+    """The risk on [0, 1]; null only where nothing measured it."""
+    status: str
+    """ok, failed (no reading: s is 1), constant (s is the constant critic's), unmeasured (no critic)."""
+
+
+def row_commitment(key: bytes, input_ids: Sequence[int], loss_mask: Sequence[int]) -> str:
+    """Return the keyed digest, in hex, of what a row trains: its tokens and which of them bear loss (0 or 1).
+
+    Keyed (HMAC-SHA256), so that nobody without the dataset's key can test guesses of the text against it.
+    """
+    if len(input_ids) != len(loss_mask):
+        raise ValueError(f"{len(input_ids)} tokens with a loss mask of {len(loss_mask)}")
+    if not key:
+        raise ValueError("the key is empty, so that the commitment would hide nothing")
+    mask = [int(bit) for bit in loss_mask]
+    if not set(mask) <= {0, 1}:
+        raise ValueError("a loss mask holds 0 and 1 only")
+    message = canonical_bytes({"input_ids": [int(token) for token in input_ids], "loss_mask": mask})
+    return hmac.new(key, message, hashlib.sha256).hexdigest()
+
+
+def measured_row(row: int, commitment: str, log_odds: float | None, *, low: float, high: float) -> RiskRow:
+    """Return the entry of a row that a critic read. Without a finite reading the critic failed, and s is 1."""
+    if log_odds is None or not math.isfinite(log_odds):
+        return RiskRow(row, commitment, None, 1.0, "failed")
+    return RiskRow(row, commitment, log_odds, compute_s(log_odds, low, high), "ok")
+
+
+def constant_row(row: int, commitment: str, s: float) -> RiskRow:
+    """Return the entry of a row under a constant critic."""
+    return RiskRow(row, commitment, None, s, "constant")
+
+
+def unmeasured_row(row: int, commitment: str) -> RiskRow:
+    """Return the entry of a row in a job without a critic."""
+    return RiskRow(row, commitment, None, None, "unmeasured")
+
+
+def build_risk_table(
+    rows: Iterable[RiskRow],
+    *,
+    dropped: int,
+    critic_sha256: str | None,
+    low: float | None,
+    high: float | None,
+) -> tuple[list[bytes], dict[str, object]]:
+    """Return the canonical entries of a risk table and the body of the `risk.table` leaf that commits to them.
+
+    The rows come in rising order of their index. `dropped` counts the rows of the training file that have no
+    entry; `low` and `high` are the critic's points, None where it has none. Raises ValueError for an entry
+    that the verifier would refuse.
+    """
+    builder = RootBuilder()
+    entries: list[bytes] = []
+    counts = dict.fromkeys(("ok", "failed", "constant", "unmeasured"), 0)
+    last = -1
+    for row in rows:
+        entry = canonical_bytes(
+            {
+                "row": row.row,
+                "commitment": row.commitment,
+                "log_odds": row.log_odds,
+                "s": row.s,
+                "status": row.status,
+            }
+        )
+        parsed = parse_risk_row(entry)
+        if parsed.row <= last:
+            raise ValueError(f"row {parsed.row} comes after row {last}; rows must rise")
+        last = parsed.row
+        counts[parsed.status] += 1
+        builder.append(leaf_hash(entry))
+        entries.append(entry)
+    body: dict[str, object] = {
+        "rows": len(entries),
+        "dropped": dropped,
+        "root": builder.root().hex(),
+        "critic_sha256": critic_sha256,
+        "low": low,
+        "high": high,
+        "counts": counts,
+    }
+    check_fields("body", body, BODIES["tether.risk.table/1"])
+    return entries, body
+
+
+def parse_risk_row(entry: bytes) -> RiskRow:
+    """Return what an entry of a risk table says. Raises ValueError where it is malformed or contradicts itself."""
+    row = RiskRow(**check_fields("the entry", parse_canonical(entry), RISK_ROW))
+    if (row.log_odds is None) is (row.status == "ok"):
+        raise ValueError(
+            f"status {row.status} with log_odds {row.log_odds}; ok has a reading, others have none"
+        )
+    if (row.s is None) is not (row.status == "unmeasured"):
+        raise ValueError(f"status {row.status} with s {row.s}; only unmeasured rows have none")
+    if row.status == "failed" and row.s != 1:
+        raise ValueError(
+            f"the critic failed, and s is {row.s}; missing evidence is maximal risk: s must be 1"
+        )
+    return row

@@ -1,0 +1,140 @@
+"""What a verification knows so far, and the ways in which a check ends. Standard library only."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from app.domain.bundle import LEAVES
+from app.domain.leaf_schema import Leaf
+from app.domain.ledger import NO_LEAF
+from app.domain.merkle import RootBuilder
+
+T = TypeVar("T")
+
+
+class Broken(Exception):
+    """A check found what it must not find."""
+
+    def __init__(self, detail: str, first_bad: int | None = None, where: str = LEAVES) -> None:
+        super().__init__(detail)
+        self.check_fields = (detail, first_bad, None if first_bad is None else where)
+
+
+class NotChecked(Exception):
+    """There is nothing to check, or what it would need was not given."""
+
+
+# --- what the records have said so far --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step's record says that later checks need."""
+
+    seq: int
+    data_epoch: int
+    rows: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(slots=True)
+class JobSoFar:
+    """The record at hand, and what those before it add up to."""
+
+    manifest: Mapping[str, Any]
+    table_entries: Iterable[bytes] | None
+    adapter: Path | None
+    data: Path | None
+
+    seq: int = 0
+    hash: bytes = b""
+    record: Leaf = field(default_factory=dict)
+    previous_hash: str = NO_LEAF
+    tree: RootBuilder = field(default_factory=RootBuilder)
+
+    attempt: int = 0
+    epoch: int = 0
+    owner: tuple[int, int] = (-1, -1)
+    """Attempt and epoch of the last job.start or job.resume: whoever trains writes under these."""
+    created: Leaf | None = None
+    spec: Leaf | None = None
+    """The resolved spec, from job.start."""
+    table: Leaf | None = None
+    s_of_row: dict[int, float | None] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    """The steps that count, superseded ones removed; step k is at k − 1."""
+    replayed: int = 0
+    superseded: int = 0
+    resumes: int = 0
+    checkpoints: set[tuple[int, str]] = field(default_factory=set)
+    published: Leaf | None = None
+    end: Leaf | None = None
+
+    @property
+    def kind(self) -> str:
+        """The type without its frame, such as "step"."""
+        return str(self.record["t"]).removeprefix("tether.").removesuffix("/1")
+
+    @property
+    def body(self) -> Leaf:
+        body: Leaf = self.record["body"]
+        return body
+
+    def begin(self, index: int, digest: bytes, record: Leaf) -> None:
+        """Take up the next record."""
+        self.seq, self.hash, self.record = index, digest, record
+
+    def finish(self) -> None:
+        """Add the record at hand to what is known. Every check has seen it; it may still be nonsense."""
+        self.previous_hash = self.hash.hex()
+        self.tree.append(self.hash)
+        self.attempt, self.epoch = self.record["attempt"], self.record["epoch"]
+        body = self.body
+        match self.kind:
+            case "job.created":
+                self.created = body
+            case "job.start":
+                self.owner, self.spec = (self.attempt, self.epoch), body["spec"]
+            case "job.resume":
+                self.owner = (self.attempt, self.epoch)
+                self._supersede(body["from_step"])
+            case "risk.table":
+                self.table = body
+            case "step":
+                self.steps.append(Step(self.seq, body["data_epoch"], tuple(body["rows"]), body["tokens"]))
+            case "ckpt":
+                self.checkpoints.add((body["step"], body["sha256"]))
+            case "adapter.published":
+                self.published = body
+            case "job.end":
+                self.end = body
+
+    def _supersede(self, from_step: int) -> None:
+        self.resumes += 1
+        self.superseded += len(self.steps[from_step:])
+        del self.steps[from_step:]
+        # What grew from thrown-away steps is thrown away with them.
+        self.checkpoints = {(step, digest) for step, digest in self.checkpoints if step <= from_step}
+        if self.published and self.published["step"] > from_step:
+            self.published = None
+
+
+# --- small things -----------------------------------------------------------------------------------------
+
+
+def ensured(value: T | None) -> T:
+    """Return what an earlier check has made sure of: these checks do not run where that one failed."""
+    if value is None:
+        raise AssertionError("a check ran without the one that it builds on")
+    return value
+
+
+def is_same(a: object, b: object) -> bool:
+    """Tell whether two JSON values are equal; unlike Python's ==, true is not 1."""
+    return a == b and isinstance(a, bool) is isinstance(b, bool)
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number with what it counts, such as "1 row" or "2 rows"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,40 @@
+"""What both kinds of storage share: the address of bytes, and copying them while they are counted and hashed."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from app.errors import PayloadTooLarge
+
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was stored: the address and the length."""
+
+    sha256: str
+    size_bytes: int
+
+
+def key_of(sha256: str) -> str:
+    """Return the name under which bytes are kept, the same in a folder and in a bucket."""
+    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise ValueError(f"{sha256!r} is not a SHA-256 in hexadecimal")
+    return f"{sha256[:2]}/{sha256}"
+
+
+def copy_counted(source: BinaryIO, target: BinaryIO, max_bytes: int | None) -> Stored:
+    """Copy a stream and return its address and length. Raises PayloadTooLarge beyond `max_bytes`."""
+    digest = hashlib.sha256()
+    size = 0
+    while chunk := source.read(CHUNK_BYTES):
+        size += len(chunk)
+        if max_bytes is not None and size > max_bytes:
+            raise PayloadTooLarge(
+                f"the file is larger than {max_bytes} bytes, the limit of this service (TETHER_MAX_FILE_BYTES)",
+                param="file",
+            )
+        digest.update(chunk)
+        target.write(chunk)
+    return Stored(digest.hexdigest(), size)

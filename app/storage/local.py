@@ -1,0 +1,87 @@
+"""Storage in a folder: written aside, fsynced and renamed, so that a name always stands for whole bytes."""
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+from typing import BinaryIO
+
+from app.errors import ConfigurationError, StorageUnavailable
+from app.storage.content import Stored, copy_counted, key_of
+
+
+def prepare(root: Path) -> None:
+    """Make the folder."""
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(f"the folder {root} cannot be made: {error.strerror}") from error
+
+
+def check(root: Path) -> None:
+    """Raise StorageUnavailable where the folder is missing or read-only."""
+    if not os.access(root, os.W_OK):
+        raise StorageUnavailable("the storage folder cannot be written")
+
+
+def store_stream(root: Path, stream: BinaryIO, *, max_bytes: int | None) -> Stored:
+    """Copy a stream into the folder. A crash or a full disk leaves nothing under an address."""
+    aside = root / f".incoming-{uuid.uuid4().hex}"
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with aside.open("xb") as file:
+                stored = copy_counted(stream, file, max_bytes)
+                file.flush()
+                os.fsync(file.fileno())
+            target = path_of(root, stored.sha256)
+            target.parent.mkdir(exist_ok=True, mode=0o700)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+        _fsync_folder(target.parent)
+    except OSError as error:
+        raise StorageUnavailable(
+            f"the storage folder cannot take the file ({error.strerror}); nothing was kept. Free space or mend"
+            " the folder, then send it again"
+        ) from error
+    return stored
+
+
+def path_of(root: Path, sha256: str) -> Path:
+    """Return where the bytes of this address lie."""
+    return root / key_of(sha256)
+
+
+def find_stored(root: Path, sha256: str) -> Path:
+    """Return where stored bytes lie. Raises StorageUnavailable where they are missing."""
+    path = path_of(root, sha256)
+    if not path.is_file():
+        raise StorageUnavailable(f"the bytes of {sha256} are not in storage; restore the storage folder")
+    return path
+
+
+def open_stored(root: Path, sha256: str) -> BinaryIO:
+    """Open stored bytes after checking all of them against their address."""
+    file = find_stored(root, sha256).open("rb")
+    try:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise StorageUnavailable(f"the stored bytes of {sha256} are damaged; restore the storage folder")
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def discard(root: Path, sha256: str) -> None:
+    """Remove stored bytes, if they are there."""
+    path_of(root, sha256).unlink(missing_ok=True)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

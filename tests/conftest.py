@@ -1,0 +1,49 @@
+"""Which databases the tests run on. No test touches a server that the environment does not point it at."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.object_store import make_bucket, point_at, s3_server
+from tests.support import database_on
+
+POSTGRESQL = os.environ.get("TETHER_TEST_DATABASE_URL")
+REDIS = os.environ.get("TETHER_TEST_REDIS_URL")
+BACKENDS = (
+    "sqlite",
+    pytest.param(
+        "postgresql",
+        marks=pytest.mark.skipif(POSTGRESQL is None, reason="TETHER_TEST_DATABASE_URL names no PostgreSQL"),
+    ),
+)
+
+
+@pytest.fixture(params=BACKENDS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database that nobody else uses, once on SQLite and once on PostgreSQL."""
+    with database_on(request.param, tmp_path, POSTGRESQL) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url() -> str:
+    """A Redis that the tests may write to."""
+    if REDIS is None:
+        pytest.skip("TETHER_TEST_REDIS_URL names no Redis")
+    return REDIS
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server for the whole run."""
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a prefix in a new bucket, with the environment that reaches it."""
+    point_at(monkeypatch, s3_endpoint)
+    return f"s3://{make_bucket(s3_endpoint)}/some/prefix"

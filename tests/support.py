@@ -1,0 +1,118 @@
+"""What several tests need: databases of their own, a model folder without weights worth the name, settings."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from app.base_models.service import register_base_model
+from app.database import Database
+from app.models.base import new_id, utc_now
+from app.models.base_model import BaseModel, Critic
+from app.settings import Settings, load_settings
+
+
+@contextmanager
+def database_on(backend: str, folder: Path, server: str | None) -> Iterator[str]:
+    """Give the URL of a new, empty database: a file in `folder`, or a schema on the server, dropped after."""
+    if backend == "sqlite":
+        yield f"sqlite:///{folder / 'tether.db'}"
+        return
+    assert server is not None
+    name = f"tether_test_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as administrator:
+        administrator.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+        try:
+            yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{name}"
+        finally:
+            administrator.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+
+
+def settings_in(home: Path, **overrides: Any) -> Settings:
+    """Return settings that come from nowhere but here."""
+    return load_settings({}, home=home, **overrides)
+
+
+def collect(into: list[tuple[str, str]]) -> Any:
+    """Return a `Publish` that keeps what it is told."""
+
+    def publish(knocks: list[tuple[str, str]]) -> None:
+        into.extend(knocks)
+
+    return publish
+
+
+def write_model_folder(folder: Path, **config: Any) -> Path:
+    """Write the smallest folder that can be registered as a base model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_type": "llama", "hidden_size": 64, "max_position_embeddings": 512, **config}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(safetensors_bytes())
+    return folder
+
+
+def safetensors_bytes() -> bytes:
+    """Return a safetensors file of one number."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+def add_base_model(database: Database, name: str, folder: Path) -> BaseModel:
+    """Register a model folder, and a critic for it as if one had been fitted."""
+    from app.database import unit_of_work
+
+    with unit_of_work(database) as session:
+        base = register_base_model(session, name, write_model_folder(folder))
+        session.flush()
+        session.add(
+            Critic(
+                id=new_id("critic_"),
+                base_model=base.name,
+                base_digest=base.digest,
+                digest="c" * 64,
+                files={},
+                report={"auroc": 0.97, "tpr_at_1_percent_fpr": 0.88},
+                low=-2.0,
+                high=3.0,
+                created_at=utc_now(),
+            )
+        )
+    return base
+
+
+def add_job(database: Database, folder: Path, **fields: Any) -> str:
+    """Create a queued job as the API does, with all that it needs, and return its id."""
+    from app.auth import Caller
+    from app.base_models.repository import get_base_model
+    from app.database import read_only, unit_of_work
+    from app.domain.safety_policy import load_policy
+    from app.files.service import add_file
+    from app.jobs.schemas import JobCreate
+    from app.jobs.service import create_job
+    from app.keys.service import DEFAULT_PROJECT, ensure_admin_key
+    from app.storage import Stored
+
+    with read_only(database) as session:
+        known = get_base_model(session, "model")
+    if known is None:
+        add_base_model(database, "model", folder / "model")
+    with unit_of_work(database) as session:
+        ensure_admin_key(session, "key")
+        file = add_file(
+            session,
+            project_id=DEFAULT_PROJECT,
+            filename="rows.jsonl",
+            purpose="fine-tune",
+            stored=Stored("a" * 64, 100),
+        )
+        file.rows = 10
+        file.status = fields.pop("file_status", "processed")
+        body = JobCreate(model="model", training_file=file.id, **fields)
+        caller = Caller(project_id=DEFAULT_PROJECT, key_id="key_1")
+        return create_job(session, caller, *load_policy(None), body).id

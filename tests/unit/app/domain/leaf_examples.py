@@ -1,0 +1,82 @@
+"""One leaf of every type, for the tests of the record format."""
+
+from typing import Any
+
+from app.domain import ledger
+from app.domain.step_record import StepRecord
+
+HEADER: dict[str, Any] = {
+    "job": "ftjob-1",
+    "seq": 0,
+    "attempt": 0,
+    "epoch": 0,
+    "prev": ledger.NO_LEAF,
+    "ts_db": 1_790_000_000_000,
+}
+SPEC = {"n_epochs": 2, "safety": {"method": "adaptive_kl", "beta_min": 0.1}}
+ATTEMPT = {
+    "from_step": 0,
+    "checkpoint_sha256": None,
+    "spec": SPEC,
+    "environment": {"torch": "2.10.0+cpu"},
+    "device": "cpu",
+}
+STEP = StepRecord(
+    step=1,
+    data_epoch=0,
+    rows=(4, 0),
+    tokens=17,
+    risk_mean=0.5,
+    risk_max=1.0,
+    alpha_mean=0.455,
+    alpha_min=0.01,
+    beta_mean=0.545,
+    beta_max=0.99,
+    floor=0.0,
+    nll=2.25,
+    kl=1e-7,
+    loss=1.125,
+    token_accuracy=0.5,
+    grad_norm=3.0,
+    lr=1e-4,
+)
+DIGESTS = {"critic_sha256": "c" * 64, "policy_sha256": "d" * 64}
+BODIES: dict[str, dict[str, Any]] = {
+    "job.created": {
+        "spec": SPEC,
+        "spec_sha256": "0" * 64,
+        "training_sha256": "1" * 64,
+        "training_rows": None,
+        "validation_sha256": None,
+        "base_model": "org/model-1",
+        "base_model_sha256": "2" * 64,
+        "critic": {"id": "critic-1", "sha256": "c" * 64, "low": -2.5, "high": None},
+        "policy_sha256": "d" * 64,
+        "actor": "key-7",
+    },
+    "job.start": ATTEMPT,
+    "job.resume": ATTEMPT | {"from_step": 3, "checkpoint_sha256": "3" * 64},
+    "risk.table": {
+        "rows": 2,
+        "dropped": 0,
+        "root": "4" * 64,
+        "critic_sha256": None,
+        "low": None,
+        "high": None,
+        "counts": {"ok": 0, "failed": 0, "constant": 0, "unmeasured": 2},
+    },
+    "step": {**STEP.to_dict(), **DIGESTS},
+    "ckpt": {"step": 3, "kind": "resume", "sha256": "5" * 64, "files": {"trainer.json": "6" * 64}},
+    "cmd": {"command": "cancel", "actor": "key-7"},
+    "adapter.published": {
+        "step": 6,
+        "zip_sha256": "7" * 64,
+        "bytes": 9,
+        "files": {"adapter_model.safetensors": "8" * 64},
+    },
+    "job.end": {"state": "failed", "error": "training_failed", "steps": 6, "trained_tokens": 100},
+}
+
+
+def build(kind: str, change: dict[str, Any] | None = None, **header: Any) -> bytes:
+    return ledger.build_leaf(kind, BODIES[kind] | (change or {}), **HEADER | header)

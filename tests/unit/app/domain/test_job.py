@@ -1,0 +1,74 @@
+"""The machine of states."""
+
+import json
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+
+from app.domain.job import (
+    OWNED,
+    TERMINAL,
+    TRANSITIONS,
+    WIRE_STATUS,
+    State,
+    check_transition,
+    model_name,
+)
+
+SPECIFICATION = Path(__file__).parents[5] / "shared/spec/openai-fine-tuning.json"
+
+
+class TestTransitions:
+    def test_table_is_complete(self) -> None:
+        assert set(TRANSITIONS) == set(WIRE_STATUS) == set(State)
+
+    @pytest.mark.parametrize("state", sorted(TERMINAL))
+    def test_terminal_states_are_closed(self, state: State) -> None:
+        assert TRANSITIONS[state] == frozenset()
+
+    @pytest.mark.parametrize("state", sorted(set(State) - TERMINAL))
+    def test_everything_else_can_end(self, state: State) -> None:
+        assert {State.FAILED, State.CANCELLED} <= TRANSITIONS[state]
+
+    @pytest.mark.parametrize("state", sorted(OWNED))
+    def test_owned_work_can_be_given_back(self, state: State) -> None:
+        assert State.QUEUED in TRANSITIONS[state]
+
+    def test_success_is_reached_through_every_stage(self) -> None:
+        path = [
+            State.VALIDATING,
+            State.QUEUED,
+            State.STARTING,
+            State.RUNNING,
+            State.FINALISING,
+            State.SUCCEEDED,
+        ]
+        for before, after in pairwise(path):
+            check_transition(before, after)
+        assert [state for state in State if State.SUCCEEDED in TRANSITIONS[state]] == [State.FINALISING]
+
+
+class TestCheckTransition:
+    @pytest.mark.parametrize(("before", "after"), list(product(State, State)))
+    def test_only_the_arrows_pass(self, before: State, after: State) -> None:
+        if after in TRANSITIONS[before]:
+            check_transition(before, after)
+            return
+        with pytest.raises(ValueError, match=f"no transition from {before} to {after}"):
+            check_transition(before, after)
+
+
+class TestWireStatus:
+    def test_every_status_is_one_of_the_wire(self) -> None:
+        if not SPECIFICATION.exists():
+            pytest.skip(f"{SPECIFICATION} is not here")
+        schemas = json.loads(SPECIFICATION.read_text())["components"]["schemas"]
+        known = schemas["FineTuningJob"]["properties"]["status"]["enum"]
+        assert set(WIRE_STATUS.values()) <= set(known)
+
+
+class TestModelName:
+    def test_form_of_the_wire(self) -> None:
+        assert model_name("org/base", "mine", "ftjob-abcdefghijkl") == "ft:org/base:tether:mine:efghijkl"
+        assert model_name("b", None, "ftjob-abcdefghijkl", step=7) == "ft:b:tether::efghijkl:ckpt-step-7"

@@ -1,0 +1,94 @@
+"""What a leaf may hold; the fields of a type must never change."""
+
+import hashlib
+import json
+import math
+
+import pytest
+
+from app.domain import leaf_schema, ledger
+from tests.unit.app.domain.leaf_examples import BODIES, HEADER, build
+
+
+def test_every_type_has_an_example_here() -> None:
+    assert {f"tether.{kind}/1" for kind in BODIES} == set(leaf_schema.BODIES)
+
+
+def test_the_fields_of_every_type_are_these_for_ever() -> None:
+    names = {kind: sorted(fields) for kind, fields in leaf_schema.BODIES.items()}
+    digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+    assert digest == "12a3c5f45417a30ee528cc6cb363b7f70b117e0ffc9ba81188ed9cbb80e26f9e", (
+        "a type changed its fields: give it a new version instead"
+    )
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_every_field_is_demanded_and_no_other_is_allowed(kind: str) -> None:
+    for name in BODIES[kind]:
+        body = {key: value for key, value in BODIES[kind].items() if key != name}
+        with pytest.raises(ValueError, match=f"has no '{name}'"):
+            ledger.build_leaf(kind, body, **HEADER)
+    with pytest.raises(ValueError, match="unknown field 'extra'"):
+        build(kind, {"extra": 1})
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_text_never_enters(kind: str) -> None:
+    text = "Tell me how to"
+    for name in BODIES[kind]:
+        for value in (text, {"a": text}, {text: 1}, [text], {"safety": {"method": text}}, "", "é", "a" * 300):
+            with pytest.raises(ValueError, match=rf"body\.{name}"):
+                build(kind, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("job", "a job"),
+        ("job", None),
+        ("seq", -1),
+        ("seq", 1.5),
+        ("seq", True),
+        ("seq", "1"),
+        ("attempt", None),
+        ("epoch", -1),
+        ("prev", "AB" * 32),
+        ("prev", "ab" * 31),
+        ("ts_db", None),
+        ("ts_db", 1.5),
+        ("ts_worker", "now"),
+    ],
+)
+def test_a_wrong_header_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"leaf.{name}"):
+        build("cmd", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("step", "step", 0),
+        ("step", "rows", []),
+        ("step", "rows", [-1]),
+        ("step", "rows", [1.5]),
+        ("step", "risk_mean", 1.01),
+        ("step", "beta_max", math.nan),
+        ("step", "beta_max", None),
+        ("step", "beta_max", True),
+        ("step", "loss", None),
+        ("step", "loss", "nan"),
+        ("step", "critic_sha256", "c"),
+        ("job.created", "spec", {"n_epochs": 1}),
+        ("job.created", "spec", {"safety": "default"}),
+        ("job.created", "critic", {"id": "x"}),
+        ("risk.table", "low", math.nan),
+        ("risk.table", "counts", {"ok": 1}),
+        ("job.end", "state", "running"),
+        ("ckpt", "files", {"a": "b"}),
+        ("ckpt", "files", []),
+        ("job.start", "environment", {"torch": 2}),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(kind: str, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"body\.{name} is .*expected"):
+        build(kind, {name: value})

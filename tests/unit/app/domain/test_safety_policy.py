@@ -1,0 +1,97 @@
+"""The operator's policy: what it refuses, which field it names, and which files it does not read."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from app.domain.safety_policy import SafetyPolicy, load_policy
+from app.domain.training_spec import AdaptiveKL, ConstantCritic, FixedKL, NoPenalty
+from app.errors import ConfigurationError, PolicyViolation
+
+STRICT = SafetyPolicy(
+    methods=("adaptive_kl", "fixed_kl"),
+    beta_min_floor=0.2,
+    beta_max_floor=0.9,
+    critic_types=("activation",),
+)
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        "safety",
+        [
+            AdaptiveKL(beta_min=0.2, beta_max=0.9),
+            AdaptiveKL(beta_min=0.5, beta_max=1.0),
+            FixedKL(method="fixed_kl", beta=0.9),
+        ],
+    )
+    def test_enough_protection_passes(self, safety: AdaptiveKL | FixedKL) -> None:
+        STRICT.check(safety)
+
+    @pytest.mark.parametrize(
+        ("safety", "param", "message"),
+        [
+            (AdaptiveKL(beta_min=0.1), "safety.beta_min", "beta_min is 0.1; .* at least 0.2"),
+            (AdaptiveKL(beta_min=0.2, beta_max=0.89), "safety.beta_max", "beta_max is 0.89; .* at least 0.9"),
+            (FixedKL(method="fixed_kl", beta=0.5), "safety.beta", "beta is 0.5; .* at least 0.9"),
+            (
+                NoPenalty(method="none"),
+                "safety.method",
+                "does not allow the method 'none'; allowed: adaptive_kl",
+            ),
+            (
+                AdaptiveKL(beta_min=0.5, critic=ConstantCritic(type="constant", s=0)),
+                "safety.critic.type",
+                "does not allow the critic 'constant'; allowed: activation",
+            ),
+        ],
+    )
+    def test_less_is_refused_by_the_name_of_the_field(
+        self, safety: AdaptiveKL | FixedKL | NoPenalty, param: str, message: str
+    ) -> None:
+        with pytest.raises(PolicyViolation, match=message) as caught:
+            STRICT.check(safety)
+        assert caught.value.param == param
+        assert caught.value.status == 400
+
+
+class TestLoadPolicy:
+    def test_shipped_policy_allows_every_method(self) -> None:
+        policy, _ = load_policy(None)
+        for safety in (AdaptiveKL(), FixedKL(method="fixed_kl", beta=0), NoPenalty(method="none")):
+            policy.check(safety)
+
+    def test_digest_is_of_the_bytes(self, tmp_path: Path) -> None:
+        file = tmp_path / "policy.toml"
+        file.write_bytes(b"beta_min_floor = 0.25 # why\n")
+        policy, digest = load_policy(file)
+        assert policy.beta_min_floor == 0.25
+        assert digest == hashlib.sha256(b"beta_min_floor = 0.25 # why\n").hexdigest()
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"beta_min_floor = ", "cannot be read"),
+            (b"\xff\xfe", "cannot be read"),
+            (b"beta_min_flor = 0.1", "beta_min_flor: Extra inputs"),
+            (b"beta_max_floor = 1.5", "beta_max_floor: Input should be less than or equal to 1"),
+            (b"beta_max_floor = nan", "beta_max_floor"),
+            (b'methods = "adaptive_kl"', "methods"),
+            (
+                b'methods = ["adaptive_kl", "magic"]',
+                "methods: magic unknown; known: adaptive_kl, fixed_kl, none",
+            ),
+        ],
+    )
+    def test_bad_file_is_refused_with_its_path_and_field(
+        self, tmp_path: Path, content: bytes, message: str
+    ) -> None:
+        file = tmp_path / "policy.toml"
+        file.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=f"{file}.*{message}"):
+            load_policy(file)
+
+    def test_missing_file_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"cannot be read: .*No such file"):
+            load_policy(tmp_path / "policy.toml")
