@@ -1,0 +1,284 @@
+"""/v1/files over HTTP."""
+
+import hashlib
+import subprocess
+import sys
+from typing import Any
+
+import openai
+import pytest
+
+from app.database import read_only, unit_of_work
+from app.domain.job import WorkKind
+from app.jobs.repository import add_checkpoint
+from app.models.base_model import Critic
+from app.models.job import Job
+from app.models.work import Work
+from app.storage import path_of
+from app.work.repository import add_work, get_work
+from tests.integration.conftest import Tenant, jsonl, refused, unlike_any_other
+from tests.integration.wire_schema import check_wire
+
+
+def stored(tenant: Tenant, content: bytes) -> bool:
+    """Say whether storage has these bytes."""
+    return path_of(tenant.server.settings.storage_dir, hashlib.sha256(content).hexdigest()).exists()
+
+
+def run_worker(tenant: Tenant, work: Work) -> Work:
+    """Run the process that a knock would start, to its end, and return the row of work."""
+    subprocess.run(
+        [sys.executable, "-m", "worker.process", work.id],
+        env=tenant.server.settings.child_environment(),
+        check=False,
+        capture_output=True,
+        timeout=120,
+    )
+    with read_only(tenant.server.database) as session:
+        done = get_work(session, work.id)
+    assert done is not None
+    return done
+
+
+class TestCreateFile:
+    def test_object_is_the_wires(self, tenant: Tenant) -> None:
+        content = jsonl(unlike_any_other(), unlike_any_other())
+        created = tenant.openai.files.create(file=("rows.jsonl", content), purpose="fine-tune")
+        assert created.id.startswith("file-")
+        assert (created.bytes, created.filename) == (len(content), "rows.jsonl")
+        assert (created.purpose, created.status) == ("fine-tune", "processed")
+        check_wire("OpenAIFile", tenant.get(f"/v1/files/{created.id}"))
+        assert tenant.openai.files.retrieve(created.id) == created
+        assert stored(tenant, content)
+
+    def test_client_waits_no_longer_than_it_must(self, tenant: Tenant) -> None:
+        assert tenant.openai.files.wait_for_processing(tenant.upload()).status == "processed"
+
+    @pytest.mark.parametrize(
+        "purpose", ["assistants", "batch", "vision", "", "FINE-TUNE", "fine-tune-results"]
+    )
+    def test_unknown_purpose_is_refused(self, tenant: Tenant, purpose: str) -> None:
+        refused(tenant.post_file(jsonl(unlike_any_other()), purpose=purpose), 400, param="purpose")
+
+    def test_missing_field_is_named(self, tenant: Tenant) -> None:
+        content = jsonl(unlike_any_other())
+        refused(tenant.http.post("/v1/files", files={"file": ("x", content)}), 400, param="purpose")
+        refused(
+            tenant.http.post("/v1/files", data={"purpose": "fine-tune"}, files={"other": ("x", b"")}),
+            400,
+            param="file",
+        )
+
+    def test_malformed_rows_are_all_named_and_nothing_is_kept(self, tenant: Tenant) -> None:
+        content = (
+            jsonl(
+                unlike_any_other(),
+                {"messages": [{"role": "user", "content": "x"}]},
+                {"messages": [{"role": "bot", "content": ""}]},
+            )
+            + b"not json\n"
+        )
+        message = refused(tenant.post_file(content), 400, param="file", code="invalid_training_file")
+        assert message == (
+            "4 problems in the training file:"
+            " line 2, $.messages: no assistant message to learn from; expected at least one with weight 1;"
+            " line 3, $.messages[0].role: found 'bot'; expected one of system, developer, user, assistant, tool;"
+            " line 3, $.messages[0].content: found ''; expected a text that is not empty;"
+            " line 4, $: not JSON: Expecting value at column 1"
+        )
+        assert tenant.get("/v1/files")["data"] == []
+        assert not stored(tenant, content)
+
+    def test_client_raises_bad_request(self, tenant: Tenant) -> None:
+        with pytest.raises(openai.BadRequestError, match="line 1") as caught:
+            tenant.openai.files.create(file=("rows.jsonl", b"nonsense"), purpose="fine-tune")
+        assert (caught.value.param, caught.value.code) == ("file", "invalid_training_file")
+
+    def test_empty_file_is_refused(self, tenant: Tenant) -> None:
+        refused(tenant.post_file(b""), 400, param="file", code="invalid_training_file")
+
+    @pytest.mark.parametrize(
+        ("filename", "label"),
+        [
+            ("../../etc/passwd", "passwd"),
+            ("C:\\data\\rows.jsonl", "rows.jsonl"),
+            ("/", "file"),
+            ("x" * 300, "x" * 255),
+            ("Übung.jsonl", "Übung.jsonl"),
+        ],
+    )
+    def test_name_is_only_a_label(self, tenant: Tenant, filename: str, label: str) -> None:
+        reply = tenant.post_file(jsonl(unlike_any_other()), filename=filename)
+        assert reply.json()["filename"] == label
+
+    def test_file_beyond_the_limit_is_refused_and_not_kept(self, own_server: Any) -> None:
+        tenant = own_server(max_file_bytes=1000)
+        content = b"x" * 1001
+        message = refused(tenant.post_file(content), 413, param="file", code="payload_too_large")
+        assert "TETHER_MAX_FILE_BYTES" in message
+        storage = tenant.server.settings.storage_dir
+        assert [path for path in storage.rglob("*") if path.is_file()] == []
+
+
+class TestCheckLater:
+    """A file beyond `sync_check_bytes` is checked by a worker."""
+
+    def test_good_file_becomes_processed(self, own_server: Any) -> None:
+        tenant = own_server(sync_check_bytes=10)
+        created = tenant.post_file(jsonl(unlike_any_other(), unlike_any_other())).json()
+        assert (created["status"], created["status_details"]) == ("uploaded", None)
+        work = tenant.work_of_file(created["id"])
+        assert (work.kind, work.queue, work.state) == ("validate_file", "cpu", "queued")
+        assert list((tenant.server.settings.home / "queue").glob("*.cpu.msg"))
+        assert run_worker(tenant, work).state == "succeeded"
+        assert tenant.get(f"/v1/files/{created['id']}")["status"] == "processed"
+
+    def test_bad_file_becomes_error_with_every_problem(self, own_server: Any) -> None:
+        tenant = own_server(sync_check_bytes=10)
+        created = tenant.post_file(jsonl(unlike_any_other(), {"a": 1}) + b"nonsense").json()
+        assert run_worker(tenant, tenant.work_of_file(created["id"])).state == "succeeded"
+        found = tenant.get(f"/v1/files/{created['id']}")
+        assert found["status"] == "error"
+        assert found["status_details"].startswith("3 problems in the training file: line 2, $.a: ")
+        assert "line 3, $: not JSON" in found["status_details"]
+        check_wire("OpenAIFile", found)
+        refused(
+            tenant.post_job(training_file=created["id"]),
+            400,
+            param="training_file",
+            code="invalid_training_file",
+        )
+
+    def test_file_deleted_meanwhile_ends_the_check(self, own_server: Any) -> None:
+        tenant = own_server(sync_check_bytes=10)
+        created = tenant.post_file(jsonl(unlike_any_other())).json()
+        work = tenant.work_of_file(created["id"])
+        tenant.openai.files.delete(created["id"])
+        done = run_worker(tenant, work)
+        assert done.state == "failed"
+        assert done.error is not None
+        assert done.error["code"] == "file_not_found"
+
+    def test_check_that_cannot_be_done_ends_in_an_error(self, own_server: Any) -> None:
+        # The client polls the file, not our work: it must not wait for ever.
+        tenant = own_server(sync_check_bytes=10, max_attempts_without_progress=1)
+        content = jsonl(unlike_any_other())
+        created = tenant.post_file(content).json()
+        path_of(tenant.server.settings.storage_dir, hashlib.sha256(content).hexdigest()).unlink()
+        assert run_worker(tenant, tenant.work_of_file(created["id"])).state == "failed"
+        found = tenant.get(f"/v1/files/{created['id']}")
+        assert found["status"] == "error"
+        assert "not in storage" in found["status_details"]
+
+
+class TestListFiles:
+    def test_pages_cover_everything_in_either_order(self, tenant: Tenant) -> None:
+        ids = [tenant.upload() for _ in range(5)]
+        for order, expected in (("asc", ids), ("desc", ids[::-1])):
+            page = tenant.get("/v1/files", limit=2, order=order)
+            check_wire("ListFilesResponse", page)
+            assert (page["first_id"], page["last_id"], page["has_more"]) == (expected[0], expected[1], True)
+            listed = [file.id for file in tenant.openai.files.list(limit=2, order=order)]
+            assert listed == expected
+        assert [file["id"] for file in tenant.get("/v1/files")["data"]] == ids[::-1]
+
+    def test_last_full_page_has_no_more(self, tenant: Tenant) -> None:
+        for _ in range(2):
+            tenant.upload()
+        assert tenant.get("/v1/files", limit=2)["has_more"] is False
+
+    def test_purpose_filters(self, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        assert [file.id for file in tenant.openai.files.list(purpose="fine-tune")] == [file_id]
+        assert tenant.get("/v1/files", purpose="batch")["data"] == []
+
+    def test_cursor_may_be_deleted_meanwhile(self, tenant: Tenant) -> None:
+        first, second, third = (tenant.upload() for _ in range(3))
+        tenant.openai.files.delete(second)
+        page = tenant.get("/v1/files", order="asc", after=second)
+        assert [file["id"] for file in page["data"]] == [third]
+        assert [file["id"] for file in tenant.get("/v1/files", after=second)["data"]] == [first]
+
+    def test_unknown_cursor_is_refused(self, tenant: Tenant) -> None:
+        reply = tenant.http.get("/v1/files", params={"after": "file-nothing"})
+        refused(reply, 400, param="after", code="invalid_cursor")
+
+
+class TestRetrieveContent:
+    def test_bytes_come_back_as_they_were(self, tenant: Tenant) -> None:
+        content = b"\xef\xbb\xbf" + jsonl(unlike_any_other()).replace(b"\n", b"\r\n")
+        file_id = tenant.post_file(content).json()["id"]
+        assert tenant.openai.files.content(file_id).read() == content
+        reply = tenant.http.get(f"/v1/files/{file_id}/content")
+        assert reply.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+        # A file of a client is never shown as a page of ours.
+        assert reply.headers["content-type"] == "application/octet-stream"
+        assert reply.headers["content-disposition"] == "attachment"
+        assert reply.headers["x-content-type-options"] == "nosniff"
+
+    def test_range(self, tenant: Tenant) -> None:
+        content = jsonl(unlike_any_other())
+        file_id = tenant.post_file(content).json()["id"]
+        reply = tenant.http.get(f"/v1/files/{file_id}/content", headers={"range": "bytes=5-9"})
+        assert (reply.status_code, reply.content) == (206, content[5:10])
+
+    def test_bytes_that_are_gone_are_a_503(self, tenant: Tenant) -> None:
+        content = jsonl(unlike_any_other())
+        file_id = tenant.post_file(content).json()["id"]
+        path_of(tenant.server.settings.storage_dir, hashlib.sha256(content).hexdigest()).unlink()
+        refused(tenant.http.get(f"/v1/files/{file_id}/content"), 503, code="storage_unavailable")
+
+
+class TestDeleteFile:
+    def test_file_and_bytes_are_gone(self, tenant: Tenant) -> None:
+        content = jsonl(unlike_any_other())
+        file_id = tenant.post_file(content).json()["id"]
+        deleted = tenant.http.delete(f"/v1/files/{file_id}").json()
+        assert deleted == {"id": file_id, "object": "file", "deleted": True}
+        check_wire("DeleteFileResponse", deleted)
+        for path in (f"/v1/files/{file_id}", f"/v1/files/{file_id}/content"):
+            refused(tenant.http.get(path), 404, param="file_id")
+        refused(tenant.http.delete(f"/v1/files/{file_id}"), 404, param="file_id")
+        assert tenant.get("/v1/files")["data"] == []
+        assert not stored(tenant, content)
+
+    @pytest.mark.parametrize("user", ["adapter", "checkpoint", "critic", "fit"])
+    def test_bytes_stay_while_something_else_needs_them(self, tenant: Tenant, user: str) -> None:
+        job = tenant.create_job()
+        content = jsonl(unlike_any_other())
+        file_id = tenant.post_file(content).json()["id"]
+        sha256 = hashlib.sha256(content).hexdigest()
+        with unit_of_work(tenant.server.database) as session:
+            if user == "adapter":
+                session.get_one(Job, job["id"]).adapter_sha256 = sha256
+            elif user == "checkpoint":
+                add_checkpoint(
+                    session,
+                    session.get_one(Job, job["id"]),
+                    step=1,
+                    kind="epoch",
+                    digest="d" * 64,
+                    adapter_sha256=sha256,
+                    metrics={},
+                )
+            elif user == "critic":
+                critic = session.get_one(Critic, job["safety"]["critic"]["id"])
+                critic.files = {**critic.files, f"{user}-{sha256}": sha256}
+            else:
+                add_work(
+                    session,
+                    kind=WorkKind.FIT_CRITIC,
+                    queue="gpu",
+                    project_id=tenant.project_id,
+                    args={"data_sha256": sha256},
+                )
+        tenant.openai.files.delete(file_id)
+        assert stored(tenant, content)
+
+    def test_bytes_stay_while_another_file_has_them(self, tenant: Tenant, stranger: Tenant) -> None:
+        content = jsonl(unlike_any_other())
+        ours, theirs = (each.post_file(content).json()["id"] for each in (tenant, stranger))
+        tenant.openai.files.delete(ours)
+        assert stranger.openai.files.content(theirs).read() == content
+        stranger.openai.files.delete(theirs)
+        assert not stored(tenant, content)

@@ -1,0 +1,136 @@
+"""The unit of work: what is committed, what is published, and that writers wait for each other."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.database import Database, open_engine, read_only, unit_of_work
+from app.queue import enqueue
+
+
+class Observer:
+    """A `Publish` that looks, from a connection of its own, at what is committed when it is called."""
+
+    def __init__(self) -> None:
+        self.database: Database | None = None
+        self.seen: list[tuple[list[tuple[str, str]], int]] = []
+
+    def __call__(self, knocks: list[tuple[str, str]]) -> None:
+        assert self.database is not None
+        with read_only(self.database) as session:
+            self.seen.append((knocks, count(session)))
+
+
+def count(session: Session) -> int:
+    """Return the number of rows."""
+    return int(session.execute(text("SELECT count(*) FROM things")).scalar_one())
+
+
+@pytest.fixture
+def observer() -> Observer:
+    """See Observer."""
+    return Observer()
+
+
+@pytest.fixture
+def database(database_url: str, observer: Observer) -> Iterator[Database]:
+    """A database with one table."""
+    database = Database(open_engine(database_url), observer)
+    observer.database = database
+    with unit_of_work(database) as session:
+        session.execute(text("CREATE TABLE things (n INTEGER)"))
+    yield database
+    database.engine.dispose()
+
+
+class TestUnitOfWork:
+    def test_commits_and_then_publishes_once(self, database: Database, observer: Observer) -> None:
+        with unit_of_work(database) as session:
+            session.execute(text("INSERT INTO things VALUES (1)"))
+            enqueue(session, "gpu", "ftjob-1")
+            enqueue(session, "cpu", "work-2")
+            assert observer.seen == []
+        assert observer.seen == [([("gpu", "ftjob-1"), ("cpu", "work-2")], 1)]
+
+    def test_error_rolls_back_and_publishes_nothing(self, database: Database, observer: Observer) -> None:
+        with pytest.raises(ZeroDivisionError), unit_of_work(database) as session:
+            session.execute(text("INSERT INTO things VALUES (1)"))
+            enqueue(session, "gpu", "ftjob-1")
+            raise ZeroDivisionError
+        with read_only(database) as session:
+            assert count(session) == 0
+        assert observer.seen == []
+
+    def test_failed_commit_publishes_nothing(self, database: Database, observer: Observer) -> None:
+        # A deferred constraint speaks up only at the commit itself.
+        with unit_of_work(database) as session:
+            session.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+            session.execute(
+                text(
+                    "CREATE TABLE children (parent INTEGER REFERENCES parents (id)"
+                    " DEFERRABLE INITIALLY DEFERRED)"
+                )
+            )
+        with pytest.raises(DBAPIError), unit_of_work(database) as session:
+            session.execute(text("INSERT INTO children VALUES (7)"))
+            enqueue(session, "gpu", "ftjob-1")
+        assert observer.seen == []
+
+    def test_nothing_queued_is_nothing_published(self, database: Database, observer: Observer) -> None:
+        with unit_of_work(database) as session:
+            session.execute(text("INSERT INTO things VALUES (1)"))
+        assert observer.seen == []
+
+    def test_concurrent_writers_wait_for_each_other(self, database: Database) -> None:
+        # Each reads before it writes: begun late, SQLite would refuse the second writer at once.
+        together = threading.Barrier(4)
+        failed: list[BaseException] = []
+
+        def write() -> None:
+            together.wait()
+            try:
+                for _ in range(15):
+                    with unit_of_work(database) as session:
+                        found = count(session)
+                        session.execute(text("INSERT INTO things VALUES (:n)"), {"n": found})
+            except Exception as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=write) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        with read_only(database) as session:
+            assert count(session) == 60
+
+
+class TestReadOnly:
+    def test_nothing_is_committed(self, database: Database) -> None:
+        with read_only(database) as session:
+            session.execute(text("INSERT INTO things VALUES (1)"))
+        with read_only(database) as session:
+            assert count(session) == 0
+
+    def test_reader_does_not_wait_for_a_writer(self, database: Database) -> None:
+        with unit_of_work(database) as writer:
+            writer.execute(text("INSERT INTO things VALUES (1)"))
+            with read_only(database) as session:
+                assert count(session) == 0
+
+
+class TestOpenEngine:
+    def test_sqlite_is_durable_and_checks_foreign_keys(self, database: Database) -> None:
+        if database.engine.dialect.name != "sqlite":
+            pytest.skip("about SQLite")
+        with read_only(database) as session:
+            found = {
+                name: session.execute(text(f"PRAGMA {name}")).scalar_one()
+                for name in ("journal_mode", "synchronous", "foreign_keys")
+            }
+        assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}

@@ -1,0 +1,199 @@
+"""The loop against a flat one, its exact resume, and what it tells its caller."""
+
+import math
+
+import pytest
+import torch
+
+from app.domain.training_spec import AdaptiveKL
+from app.errors import JobFailure
+from worker.training.batching import row_order
+from worker.training.checkpoint import CheckpointDamaged, load_checkpoint
+from worker.training.data import tokenize_rows
+from worker.training.loop import fit, total_steps, validate
+from worker.training.models import trainable_parameters
+from worker.training.reference import RowRisk, run_reference_pass
+
+S = (0.0, 1.0, 0.5, 0.0, 0.25, 1.0, 0.0, 0.0, 0.75, 1.0)
+RISKS = [RowRisk(row, None, s, "constant") for row, s in enumerate(S)]
+ADAPTIVE = AdaptiveKL(beta_min=0.1, beta_max=0.9)
+
+
+@pytest.fixture
+def rows(make_tokenizer, training_rows):
+    return tokenize_rows(make_tokenizer(), training_rows, max_seq_length=256, overlength="error").rows
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def flat_loop(model, rows, spec):
+    """Train row by row, with nothing shared with the real loop but the order of the rows."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=spec.weight_decay)
+    n_steps = spec.n_epochs * math.ceil(len(rows) / spec.batch_size)
+    warmup = int(spec.warmup_ratio * n_steps)
+    step, losses = 0, []
+    for epoch in range(spec.n_epochs):
+        order = row_order(len(rows), spec.seed, epoch)
+        for start in range(0, len(rows), spec.batch_size):
+            step += 1
+            batch = [rows[place] for place in order[start : start + spec.batch_size]]
+            n_tokens = sum(sum(row.loss_mask) for row in batch)
+            optimizer.zero_grad()
+            step_loss = 0.0
+            for row in batch:
+                beta = 0.1 + 0.8 * S[row.index]
+                tokens = torch.tensor([row.input_ids])
+                with torch.no_grad(), model.disable_adapter():
+                    q = torch.softmax(model(tokens, use_cache=False).logits[0], -1)
+                log_p = torch.log_softmax(model(tokens, use_cache=False).logits[0], -1)
+                loss = torch.zeros((), dtype=log_p.dtype)
+                for position, bears in enumerate(row.loss_mask):
+                    if bears:
+                        at = position - 1
+                        loss = loss - (1 - beta) * log_p[at, row.input_ids[position]]
+                        loss = loss + beta * (q[at] * (q[at].log() - log_p[at])).sum()
+                (loss / n_tokens).backward()
+                step_loss += float(loss.detach()) / n_tokens
+            norm = math.sqrt(sum(float((p.grad**2).sum()) for p in parameters))
+            if norm > spec.max_grad_norm:
+                for parameter in parameters:
+                    parameter.grad *= spec.max_grad_norm / norm
+            rate = step / (warmup + 1) if step <= warmup else 1 - (step - warmup - 1) / (n_steps - warmup)
+            optimizer.param_groups[0]["lr"] = spec.learning_rate * rate
+            optimizer.step()
+            losses.append(step_loss)
+    return losses
+
+
+def test_the_loop_agrees_with_a_flat_one(make_model, make_spec, rows):
+    spec = make_spec(safety=ADAPTIVE, max_grad_norm=0.5)
+    model, flat = make_model(torch.float64, drift=0.1), make_model(torch.float64, drift=0.1)
+    cache = run_reference_pass(model, rows, None, cache_budget_bytes=10_000).cache
+    assert 0 < len(cache.states) < len(rows)
+    records = []
+    fit(model, rows, spec, risks=RISKS, cache=cache, on_step=records.append, micro_batch_tokens=150)
+    assert [record.loss for record in records] == pytest.approx(flat_loop(flat, rows, spec), rel=1e-6)
+    expected = weights(flat)
+    for name, found in weights(model).items():
+        assert (found - expected[name]).norm() <= 1e-6 * expected[name].norm()
+
+
+def test_training_learns(make_model, make_spec, rows):
+    spec = make_spec(n_epochs=12, learning_rate=2e-2, safety=AdaptiveKL(beta_min=0.0, beta_max=1.0))
+    risks = [RowRisk(row, None, float(row == 9), "constant") for row in range(10)]
+    records = []
+    fit(make_model(), rows, spec, risks=risks, on_step=records.append)
+    assert records[-1].nll < 0.5 * records[0].nll
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 5])
+def test_resume_is_bit_exact(make_model, make_spec, rows, tmp_path, cut):
+    spec = make_spec(safety=ADAPTIVE)
+    whole, whole_records = make_model(), []
+    fit(whole, rows, spec, risks=RISKS, on_step=whole_records.append)
+
+    written, records = [], []
+    first = make_model()
+    result = fit(
+        first, rows, spec, risks=RISKS, checkpoint_folder=tmp_path, on_step=records.append,
+        on_checkpoint=written.append, should_stop=lambda: "preempt" if len(records) == cut else None,
+    )  # fmt: skip
+    assert (result.steps, result.stopped) == (cut, "preempt")
+    assert (written[-1].kind, written[-1].info.step) == ("preempt", cut)
+
+    torch.manual_seed(99)
+    second = make_model(drift=1.0)
+    result = fit(
+        second, rows, spec, risks=RISKS, resume=load_checkpoint(written[-1].info.path), on_step=records.append
+    )
+    assert (result.steps, result.stopped) == (6, None)
+    assert result.trained_tokens == 2 * sum(len(row.input_ids) for row in rows)
+    assert records == whole_records
+    assert equal(weights(second), weights(whole))
+
+
+def test_a_checkpoint_of_another_run_is_refused(make_model, make_spec, rows, tmp_path):
+    written = []
+    fit(
+        make_model(),
+        rows,
+        make_spec(n_epochs=1),
+        risks=RISKS,
+        checkpoint_folder=tmp_path,
+        on_checkpoint=written.append,
+    )
+    resume = load_checkpoint(written[-1].info.path)
+    for spec, some_rows in ((make_spec(n_epochs=2), rows), (make_spec(n_epochs=1), rows[:9])):
+        with pytest.raises(CheckpointDamaged, match="other data or another specification"):
+            fit(make_model(), some_rows, spec, risks=RISKS, resume=resume)
+
+
+def test_checkpoints_by_epoch_and_by_the_clock(make_model, make_spec, rows, tmp_path):
+    times = iter(range(0, 10_000, 10))
+    written = []
+    spec = make_spec(batch_size=2, checkpoint_interval_s=20)
+    fit(
+        make_model(), rows, spec, risks=RISKS, checkpoint_folder=tmp_path,
+        on_checkpoint=written.append, clock=lambda: next(times),
+    )  # fmt: skip
+    found = [(checkpoint.info.step, checkpoint.kind, checkpoint.data_epoch) for checkpoint in written]
+    assert found == [
+        (2, "interval", 0), (4, "interval", 0), (5, "epoch", 0), (7, "interval", 1), (9, "interval", 1), (10, "epoch", 1),
+    ]  # fmt: skip
+
+
+def test_interval_0_is_after_every_step(make_model, make_spec, rows, tmp_path):
+    written = []
+    fit(
+        make_model(), rows, make_spec(checkpoint_interval_s=0), risks=RISKS,
+        checkpoint_folder=tmp_path, on_checkpoint=written.append,
+    )  # fmt: skip
+    assert [checkpoint.info.step for checkpoint in written] == [1, 2, 3, 4, 5, 6]
+
+
+def test_cancel_stops_at_the_next_step_without_a_checkpoint(make_model, make_spec, rows, tmp_path):
+    answers = iter([None, None, "cancel"])
+    written, records = [], []
+    result = fit(
+        make_model(), rows, make_spec(), risks=RISKS, checkpoint_folder=tmp_path, on_step=records.append,
+        on_checkpoint=written.append, should_stop=lambda: next(answers),
+    )  # fmt: skip
+    assert (result.steps, result.total_steps, result.stopped) == (2, 6, "cancel")
+    assert len(records) == 2
+    assert written == []
+
+
+def test_validation_at_the_interval_and_at_the_end(make_model, make_spec, rows):
+    heard = []
+    model = make_model()
+    fit(
+        model, rows[:8], make_spec(batch_size=3, n_epochs=3, eval_interval=4), risks=RISKS,
+        validation_rows=rows[8:], on_validation=lambda *values: heard.append(values),
+    )  # fmt: skip
+    assert [step for step, _, _ in heard] == [4, 8, 9]
+    assert heard[-1][1:] == validate(model, rows[8:])
+    row = rows[8]
+    labels = [token if bears else -100 for token, bears in zip(row.input_ids, row.loss_mask, strict=True)]
+    with torch.no_grad():
+        expected = model(torch.tensor([row.input_ids]), labels=torch.tensor([labels])).loss
+    assert validate(model, [row])[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_rows_without_what_the_method_needs_are_refused(make_model, make_spec, rows):
+    with pytest.raises(JobFailure, match="row 9 has no risk"):
+        fit(make_model(), rows, make_spec(), risks=RISKS[:9])
+    unmeasured = [RowRisk(row, None, None, "unmeasured") for row in range(10)]
+    with pytest.raises(JobFailure, match="not measured by any critic"):
+        fit(make_model(), rows, make_spec(safety=ADAPTIVE), risks=unmeasured)
+
+
+def test_total_steps_counts_short_batches(make_spec):
+    assert total_steps(make_spec(batch_size=4, n_epochs=2), 10) == 6
+    assert total_steps(make_spec(batch_size=4, n_epochs=1), 1) == 1
