@@ -26,6 +26,8 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
+FORM_BYTES = 64 * 1024
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the API from its settings."""
@@ -41,6 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = Database(open_engine(settings.database_url), build_publisher(settings))
     for router in (health.router, files.router, jobs.router, base_models.router):
         app.include_router(router)
+    # What a form has around its file fits into the second part.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_file_bytes + FORM_BYTES)
     app.add_middleware(RequestId)
     app.add_exception_handler(TetherError, _on_tether_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -49,6 +53,28 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(DataError, _on_data_error)
     app.add_exception_handler(Exception, _on_any_error)
     return app
+
+
+class BodyLimit:
+    """Refuse a body beyond a limit as soon as it is passed: bodies are read before the key is looked at."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wrap `receive` so that it counts."""
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise HTTPException(413, f"the body is larger than {self.max_bytes} bytes")
+            return message
+
+        await self.app(scope, receive_counted, send)
 
 
 class RequestId:

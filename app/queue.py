@@ -14,6 +14,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from sqlalchemy.orm import Session
 
 from app.database import Publish
+from app.errors import ConfigurationError
 from app.settings import Settings
 
 WAKE = "tether.wake"
@@ -86,5 +87,10 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         # Messages are acknowledged on receipt, so nothing should ever wait this long.
         return {"visibility_timeout": 24 * 3600, "socket_connect_timeout": 2}
     folder = Path(settings.broker_url.removeprefix(f"{SCHEME}://"))
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder of the queue {folder} cannot be made ({error.strerror}); mend that, or TETHER_BROKER_URL"
+        ) from error
     return {"data_folder": str(folder), "polling_interval": 0.2}

@@ -16,11 +16,12 @@ from app.database import Database, read_only, unit_of_work
 from app.domain.job import State
 from app.errors import LeaseLost
 from app.files.repository import get_file
-from app.jobs import lifecycle, service
 from app.jobs import repository as jobs
+from app.jobs import service
 from app.models.work import Work
 from app.settings import Settings
 from app.work import repository
+from app.work import service as work_service
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,10 @@ def _repair(database: Database, settings: Settings, work_id: str, repair: Repair
 
 def _end_lease(session: Session, settings: Settings, work: Work) -> None:
     """Take work away from an owner that fell silent; end it where the client or the budget says so."""
-    if work.id not in {each.id for each in repository.list_expired(session)}:
-        return
-    if not repository.take_over(session, work):
+    if not repository.take_over_expired(session, work):
         return
     log.warning("the lease of %s ran out under epoch %d", work.id, work.epoch - 1)
-    lifecycle.release(session, settings, work, reason="its worker fell silent")
+    work_service.release(session, settings, work, reason="its worker fell silent")
 
 
 def _advance_validating(session: Session, _: Settings, work: Work) -> None:
@@ -96,7 +95,7 @@ def _advance_validating(session: Session, _: Settings, work: Work) -> None:
                 "param": param,
             }
             if repository.take_over(session, work):
-                lifecycle.end(session, work, State.FAILED, error)
+                work_service.end(session, work, State.FAILED, error)
             return
         files[param] = file
     if all(file.status == "processed" for file in files.values()):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from app.errors import ConfigurationError
 
@@ -79,6 +79,16 @@ class Settings(BaseModel):
         0, description="Threads of a trainer on the CPU. 0: as many as torch chooses."
     )
 
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeats(self) -> "Settings":
+        # A lease counts as lost at three quarters of its length; two heartbeats must fit before.
+        if self.heartbeat_s * 2 > self.lease_s * 0.75:
+            raise ValueError(
+                f"TETHER_HEARTBEAT_S ({self.heartbeat_s:g}) is too long for TETHER_LEASE_S ({self.lease_s:g}): a lease"
+                " needs room for two heartbeats in three quarters of its length"
+            )
+        return self
+
     @property
     def storage(self) -> Path | str:
         """Where the bytes of files and weights are kept: the URL of a bucket, or a folder."""
@@ -125,6 +135,8 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
         settings = Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise ConfigurationError(first["msg"].removeprefix("Value error, ")) from None
         name = PREFIX + str(first["loc"][0]).upper()
         raise ConfigurationError(f"{name}: {first['msg']} (found {first['input']!r})") from None
     home = settings.home.absolute()

@@ -18,10 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.database import Database, open_engine, unit_of_work
 from app.domain.job import State, WorkKind
 from app.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable, TetherError
-from app.jobs import lifecycle
 from app.queue import build_publisher
 from app.settings import Settings, load_settings, make_home
 from app.work import repository
+from app.work import service as work_service
 from worker.context import Context, Preempted
 from worker.lease import Lease
 from worker.orphan import die_with
@@ -113,7 +113,7 @@ KINDS: dict[WorkKind, Callable[[Context], None]] = {
 def _fail(context: Context, error: TetherError) -> bool:
     found = {"code": error.code, "message": error.message, "param": error.param}
     with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
-        lifecycle.end(session, context.lease.load(session), State.FAILED, found)
+        work_service.end(session, context.lease.load(session), State.FAILED, found)
         return True
     return False
 
@@ -124,7 +124,7 @@ def _give_back(context: Context, *, reason: str) -> bool:
         if context.preempted:
             # Being told to stop is no failure and costs no budget.
             work.attempts_without_progress = 0
-        lifecycle.release(session, context.settings, work, reason=reason)
+        work_service.release(session, context.settings, work, reason=reason)
         return True
     return False
 

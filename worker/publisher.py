@@ -16,9 +16,10 @@ from app import storage
 from app.database import unit_of_work
 from app.domain.job import State, model_name
 from app.files.service import RESULTS, add_file
-from app.jobs import lifecycle, repository
+from app.jobs import repository
 from app.models.base_model import BaseModel
 from app.models.job import Step
+from app.work import service as work_service
 from worker.context import Context
 from worker.journal import Journal
 from worker.training.checkpoint import build_adapter_zip, export_adapter
@@ -70,7 +71,7 @@ def publish(context: Context, journal: Journal, adapter: StoredAdapter) -> None:
         job.adapter_sha256 = adapter.stored.sha256
         job.adapter_bytes = adapter.stored.size_bytes
         job.fine_tuned_model = model_name(job.model, job.suffix, job.id)
-        lifecycle.end(session, work, State.SUCCEEDED, None)
+        work_service.end(session, work, State.SUCCEEDED, None)
 
 
 def metrics_csv(steps: Sequence[Step]) -> bytes:

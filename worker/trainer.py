@@ -20,10 +20,11 @@ from app.domain.job import State, model_name
 from app.domain.training_spec import ActivationCritic, TrainingSpec
 from app.errors import JobFailure
 from app.files.service import read_lines
-from app.jobs import lifecycle, repository
+from app.jobs import repository
 from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Job
+from app.work import service as work_service
 from worker.context import Context, Preempted
 from worker.journal import Journal
 from worker.publisher import publish, store_adapter
@@ -115,7 +116,7 @@ def train(context: Context) -> None:
     )
     if result.stopped == "cancel":
         with unit_of_work(context.database) as session:
-            lifecycle.end(session, context.lease.load(session), State.CANCELLED, None)
+            work_service.end(session, context.lease.load(session), State.CANCELLED, None)
     elif result.stopped == "preempt":
         raise Preempted(f"stopped after step {result.steps} of {result.total_steps}, checkpoint saved")
     else:

@@ -259,7 +259,7 @@ def resolve(
         eval_interval = max(1, math.ceil(n_epochs * math.ceil(rows / batch_size) / 10))
     resolved = {
         "learning_rate": learning_rate,
-        "max_seq_length": min(max_seq_length, max_position_embeddings),
+        "max_seq_length": max_seq_length,
         "eval_interval": eval_interval,
     }
     return TrainingSpec(

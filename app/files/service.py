@@ -108,12 +108,13 @@ def get_file(session: Session, project_id: str, file_id: str) -> File:
     return file
 
 
-def delete_file(session: Session, settings: Settings, project_id: str, file_id: str) -> None:
-    """Forget a file; its bytes go when no other file has the same ones."""
-    file = get_file(session, project_id, file_id)
-    file.deleted_at = utc_now()
-    session.flush()
-    discard_unused(session, settings, file.sha256)
+def delete_file(database: Database, settings: Settings, project_id: str, file_id: str) -> None:
+    """Forget a file; once that is committed, its bytes go unless something else needs them."""
+    with unit_of_work(database) as session:
+        file = get_file(session, project_id, file_id)
+        file.deleted_at = utc_now()
+    with unit_of_work(database) as session:
+        discard_unused(session, settings, file.sha256)
 
 
 def discard_unused(session: Session, settings: Settings, sha256: str) -> None:

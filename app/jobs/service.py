@@ -23,7 +23,7 @@ from app.domain.training_spec import (
 )
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.files.repository import get_file
-from app.jobs import lifecycle, repository
+from app.jobs import repository
 from app.jobs.schemas import JobCreate
 from app.models.base import new_id
 from app.models.base_model import BaseModel, Critic
@@ -31,6 +31,7 @@ from app.models.file import File
 from app.models.job import Job
 from app.models.work import Work
 from app.work import repository as work_repository
+from app.work import service as work_service
 
 
 def create_job(
@@ -46,6 +47,13 @@ def create_job(
             code="model_not_found",
         )
     policy.check(body.safety)
+    wanted = body.training.max_seq_length
+    if wanted != "auto" and wanted > base.max_position_embeddings:
+        raise InvalidRequest(
+            f"training.max_seq_length: found {wanted}; the base model {base.name!r} reads at most"
+            f" {base.max_position_embeddings} tokens",
+            param="training.max_seq_length",
+        )
     safety, critic = _choose_critic(session, base, body.safety)
     files = [_usable_file(session, caller, "training_file", body.training_file)]
     if body.validation_file is not None:
@@ -141,7 +149,7 @@ def cancel_job(session: Session, caller: Caller, job_id: str) -> Job:
         # Nobody owns it: take it over, so that a worker which is just claiming it is fenced.
         if not work_repository.take_over(session, work):
             raise Conflict(f"the job {job.id} is just starting; send the cancellation again")
-        lifecycle.end(session, work, State.CANCELLED, None)
+        work_service.end(session, work, State.CANCELLED, None)
     session.refresh(job)
     return job
 

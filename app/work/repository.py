@@ -127,6 +127,19 @@ def take_over(session: Session, work: Work) -> bool:
     return taken is not None
 
 
+def take_over_expired(session: Session, work: Work) -> bool:
+    """Raise the epoch of owned work whose lease ran out. False where it was renewed or taken meanwhile."""
+    taken = session.execute(
+        update(Work)
+        .where(Work.id == work.id, Work.epoch == work.epoch, Work.state.in_(OWNED))
+        .where(Work.lease_until_ms < now_ms())
+        .values(epoch=Work.epoch + 1)
+        .returning(Work.id)
+    ).one_or_none()
+    session.refresh(work)
+    return taken is not None
+
+
 def set_desired(session: Session, work_id: str, desired: Desired) -> None:
     """Say what the client wants; the owner reads it with its next heartbeat."""
     session.execute(update(Work).where(Work.id == work_id).values(desired=desired))

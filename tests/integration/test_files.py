@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -118,6 +119,20 @@ class TestCreateFile:
         assert "TETHER_MAX_FILE_BYTES" in message
         storage = tenant.server.settings.storage_dir
         assert [path for path in storage.rglob("*") if path.is_file()] == []
+
+    def test_body_beyond_all_measure_is_refused_before_the_key_is_looked_at(self, own_server: Any) -> None:
+        tenant = own_server(max_file_bytes=1000)
+        large = b" " * 200_000
+        for reply in (
+            httpx.post(f"{tenant.server.url}/v1/files", files={"file": ("x.jsonl", large)}),
+            httpx.post(
+                f"{tenant.server.url}/v1/fine_tuning/jobs",
+                content=large,
+                headers={"content-type": "application/json"},
+            ),
+        ):
+            assert reply.status_code == 413
+            assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
 class TestCheckLater:

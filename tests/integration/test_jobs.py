@@ -156,6 +156,7 @@ class TestCreateJob:
             ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid_request"),
             ({"hyperparameters": {"n_epoch": 5}}, "hyperparameters.n_epoch", "invalid_request"),
             ({"training": {"lora_r": "big"}}, "training.lora_r", "invalid_request"),
+            ({"training": {"max_seq_length": 513}}, "training.max_seq_length", "invalid_request"),
             ({"safety": "lax"}, "safety", "invalid_request"),
             ({"safety": {"method": "vaccine"}}, "safety", "invalid_request"),
             (

@@ -56,9 +56,8 @@ MAY_NOT_IMPORT = {
     "worker/*": ["fastapi", "starlette", "uvicorn", "app.main", "*.endpoints", "*.schemas"],
     # endpoints → service → repository → models.
     "app/*/service.py": ["fastapi", "starlette", "*.endpoints"],
-    "app/*/lifecycle.py": ["fastapi", "starlette", "*.endpoints", "*.schemas", "*.service"],
     "app/*/schemas.py": ["fastapi", "starlette", "*.endpoints", "*.service", "*.repository"],
-    "app/*/repository.py": ["fastapi", "starlette", "*.endpoints", "*.schemas", "*.service", "*.lifecycle"],
+    "app/*/repository.py": ["fastapi", "starlette", "*.endpoints", "*.schemas", "*.service"],
 }
 
 

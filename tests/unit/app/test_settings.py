@@ -51,10 +51,16 @@ class TestLoadSettings:
     def test_other_variables_are_left_alone(self) -> None:
         load_settings({"PATH": "/bin", "TETHER_URL": "http://x", "TETHER_TEST_REDIS_URL": "redis://x"})
 
+    def test_lease_without_room_for_two_heartbeats_is_refused(self) -> None:
+        with pytest.raises(
+            ConfigurationError, match=r"TETHER_HEARTBEAT_S \(10\) is too long for TETHER_LEASE_S \(20\)"
+        ):
+            load_settings({"TETHER_LEASE_S": "20"})
+
     def test_override_wins_and_none_does_not(self, tmp_path: Path) -> None:
-        environment = {"TETHER_HOME": str(tmp_path / "a"), "TETHER_LEASE_S": "7"}
+        environment = {"TETHER_HOME": str(tmp_path / "a"), "TETHER_LEASE_S": "70"}
         settings = load_settings(environment, home=tmp_path / "b", lease_s=None)
-        assert (settings.home, settings.lease_s) == (tmp_path / "b", 7)
+        assert (settings.home, settings.lease_s) == (tmp_path / "b", 70)
 
     def test_settings_are_frozen(self) -> None:
         with pytest.raises(ValidationError):
@@ -67,7 +73,7 @@ class TestChildEnvironment:
     ) -> None:
         monkeypatch.setenv("TETHER_API_KEY", "secret-of-the-environment")
         settings = load_settings(
-            {"TETHER_API_KEY": "secret", "TETHER_LEASE_S": "7.5", "TETHER_POLICY_FILE": "/policy.toml"},
+            {"TETHER_API_KEY": "secret", "TETHER_LEASE_S": "70.5", "TETHER_POLICY_FILE": "/policy.toml"},
             home=tmp_path,
         )
         environment = settings.child_environment()

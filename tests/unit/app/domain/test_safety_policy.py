@@ -55,6 +55,12 @@ class TestCheck:
         assert caught.value.param == param
         assert caught.value.status == 400
 
+    def test_floor_rules_out_a_method_without_penalty(self) -> None:
+        floors = SafetyPolicy(beta_min_floor=0.05)
+        with pytest.raises(PolicyViolation, match="the method 'none' has no KL penalty") as caught:
+            floors.check(NoPenalty(method="none"))
+        assert caught.value.param == "safety.method"
+
 
 class TestLoadPolicy:
     def test_shipped_policy_allows_every_method(self) -> None:
@@ -80,8 +86,9 @@ class TestLoadPolicy:
             (b'methods = "adaptive_kl"', "methods"),
             (
                 b'methods = ["adaptive_kl", "magic"]',
-                "methods: magic unknown; known: adaptive_kl, fixed_kl, none",
+                "methods.1: Input should be 'adaptive_kl', 'fixed_kl' or 'none'",
             ),
+            (b'critic_types = ["activtion"]', "critic_types.0: Input should be 'activation' or 'constant'"),
         ],
     )
     def test_bad_file_is_refused_with_its_path_and_field(

@@ -28,7 +28,7 @@ def release(session: Session, settings: Settings, work: Work, *, reason: str) ->
     elif work.attempts_without_progress >= settings.max_attempts_without_progress:
         message = (
             f"{work.attempts_without_progress} attempts in a row ended without a newer checkpoint"
-            f" (the last: {reason}); the log of the worker says why. Mend the cause and submit the job again"
+            f" (the last: {reason}); the log of the worker says why. Mend the cause and ask for it again"
         )
         end(session, work, State.FAILED, {"code": "crash_loop", "message": message, "param": None})
     else:
