@@ -157,14 +157,15 @@ def fit_critic(
     import subprocess
 
     from app.critics.repository import list_critics
-    from app.critics.service import request_fit
+    from app.critics.service import request_fit, store_requests
     from app.database import read_only, unit_of_work
     from app.work.repository import get_work
 
     settings = settings_of(home)
     with database_of(settings) as database:
+        stored = store_requests(settings, data)
         with unit_of_work(database) as session:
-            work = request_fit(session, settings, base_name=base, data=data)
+            work = request_fit(session, base_name=base, stored=stored)
         # The work is done here and now, by the same process that a worker would start for it.
         environment = settings.child_environment()
         subprocess.run([sys.executable, "-m", "worker.process", work.id], env=environment, check=False)

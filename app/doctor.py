@@ -7,17 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from kombu.exceptions import KombuError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import storage
 from app.base_models.repository import list_base_models
-from app.base_models.service import verify_folder
+from app.base_models.service import verify_base_model
 from app.critics.repository import get_newest_critic
 from app.database import Database, open_engine, read_only
-from app.errors import TetherError
+from app.errors import BrokerUnavailable, TetherError
 from app.health import WORKER_SILENCE_MS
 from app.migration import current_revision, newest_revision
 from app.queue import QUEUES, build_publisher, check_broker
@@ -87,8 +85,8 @@ def _broker(settings: Settings) -> Finding:
     kind = settings.broker_url.partition("://")[0]
     try:
         check_broker(settings)
-    except (OSError, KombuError) as error:
-        return Finding("broker", kind, f"not reachable ({error}): start it, or mend TETHER_BROKER_URL")
+    except BrokerUnavailable as error:
+        return Finding("broker", kind, error.message)
     return Finding("broker", kind)
 
 
@@ -109,7 +107,7 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
             if not bases:
                 yield Finding("base models", "none", "run: tether models add NAME PATH")
             for base in bases:
-                todo = _complaint(lambda base=base: verify_folder(Path(base.path), base.files))  # type: ignore[misc]
+                todo = _complaint(lambda base=base: verify_base_model(base))  # type: ignore[misc]
                 yield Finding(f"model {base.name}", base.digest[:12], todo)
                 critic = get_newest_critic(session, base)
                 if critic is None:

@@ -98,6 +98,13 @@ class DatabaseUnavailable(TetherError):
     code = "database_unavailable"
 
 
+class BrokerUnavailable(TetherError):
+    """The broker does not answer."""
+
+    status = 503
+    code = "broker_unavailable"
+
+
 class ChartsUnavailable(TetherError):
     """Pictures were asked for where the `charts` extra is not installed."""
 

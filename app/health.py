@@ -12,8 +12,9 @@ from app.base_models.repository import list_base_models
 from app.critics.repository import get_newest_critic
 from app.database import Database, read_only
 from app.dependencies import DatabaseDep, SettingsDep
-from app.errors import StorageUnavailable
+from app.errors import BrokerUnavailable, StorageUnavailable
 from app.migration import current_revision, newest_revision
+from app.queue import check_broker
 from app.settings import Settings
 from app.work.repository import list_live_queues
 
@@ -39,6 +40,10 @@ def readyz(database: DatabaseDep, settings: SettingsDep) -> JSONResponse:
 def find_missing(database: Database, settings: Settings) -> list[str]:
     """Return what has to be mended before jobs can run; empty when they can."""
     missing = []
+    try:
+        check_broker(settings)
+    except BrokerUnavailable as error:
+        missing.append(error.message)
     try:
         storage.check(settings.storage)
     except StorageUnavailable as error:

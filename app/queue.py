@@ -14,7 +14,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from sqlalchemy.orm import Session
 
 from app.database import Publish
-from app.errors import ConfigurationError
+from app.errors import BrokerUnavailable, ConfigurationError
 from app.settings import Settings
 
 WAKE = "tether.wake"
@@ -73,9 +73,14 @@ def build_publisher(settings: Settings) -> Publish:
 
 
 def check_broker(settings: Settings) -> None:
-    """Raise OSError or KombuError where the broker cannot be reached."""
-    with build_celery(settings).connection_for_write() as connection:
-        connection.ensure_connection(max_retries=1, timeout=2)
+    """Raise BrokerUnavailable where the broker cannot be reached."""
+    try:
+        with build_celery(settings).connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=2)
+    except (OSError, KombuError) as error:
+        raise BrokerUnavailable(
+            f"the broker cannot be reached ({type(error).__name__}); start it, or mend TETHER_BROKER_URL"
+        ) from error
 
 
 def _is_file_queue(settings: Settings) -> bool:

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.database import Database, read_only, unit_of_work
-from app.domain.job import State
+from app.domain.job import Desired, State
 from app.errors import LeaseLost
 from app.files.repository import get_file
+from app.files.service import remove_deleted_bytes
 from app.jobs import repository as jobs
 from app.jobs import service
 from app.models.work import Work
@@ -41,16 +42,20 @@ def reconcile(database: Database, settings: Settings) -> None:
     """Do one round of repairs."""
     with read_only(database) as session:
         expired = [work.id for work in repository.list_expired(session)]
+        unwanted = [work.id for work in repository.list_unwanted(session)]
         validating = [work.id for work in repository.list_state(session, State.VALIDATING)]
         unannounced = [
             work.id for work in repository.list_unannounced(session, int(settings.requeue_after_s * 1000))
         ]
     for work_id in expired:
         _repair(database, settings, work_id, _end_lease)
+    for work_id in unwanted:
+        _repair(database, settings, work_id, _end_unwanted)
     for work_id in validating:
         _repair(database, settings, work_id, _advance_validating)
     for work_id in unannounced:
         _repair(database, settings, work_id, _announce)
+    remove_deleted_bytes(database, settings)
 
 
 def _repair(database: Database, settings: Settings, work_id: str, repair: Repair) -> None:
@@ -74,6 +79,12 @@ def _end_lease(session: Session, settings: Settings, work: Work) -> None:
         return
     log.warning("the lease of %s ran out under epoch %d", work.id, work.epoch - 1)
     work_service.release(session, settings, work, reason="its worker fell silent")
+
+
+def _end_unwanted(session: Session, _: Settings, work: Work) -> None:
+    """Cancel queued work whose cancellation its last owner did not see any more."""
+    if work.state == State.QUEUED and work.desired == Desired.CANCEL and repository.take_over(session, work):
+        work_service.end(session, work, State.CANCELLED, None)
 
 
 def _advance_validating(session: Session, _: Settings, work: Work) -> None:

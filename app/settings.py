@@ -11,7 +11,7 @@ from app.errors import ConfigurationError
 
 PREFIX = "TETHER_"
 CLIENT_VARIABLES = frozenset({"TETHER_URL"})
-"""Read by the command line as a client, not by the service."""
+"""Read by commands that speak to a running service, not by the service."""
 TEST_VARIABLES = "TETHER_TEST_"
 
 TRAINER_DEFAULTS = {
@@ -58,6 +58,9 @@ class Settings(BaseModel):
         8 * MIB,
         description="Files up to this size are checked while they are uploaded, larger ones afterwards.",
     )
+    deletion_grace_s: Annotated[float, Field(ge=0)] = Field(
+        3600.0, description="The bytes of a deleted file go this long after the deletion."
+    )
     lease_s: Annotated[float, Field(gt=0)] = Field(
         60.0, description="A worker that has not renewed its lease for this long has lost its work."
     )
@@ -70,6 +73,11 @@ class Settings(BaseModel):
     )
     max_attempts_without_progress: Annotated[int, Field(ge=1)] = Field(
         3, description="Attempts in a row without a newer checkpoint before a job fails as poison."
+    )
+    max_infrastructure_failures: Annotated[int, Field(ge=0)] = Field(
+        60,
+        description="Attempts that may end by a full disk, or a storage, model folder or database that is away, each"
+        " followed by a wait of TETHER_REQUEUE_AFTER_S.",
     )
     reference_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         1024 * MIB,

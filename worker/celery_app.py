@@ -15,11 +15,11 @@ from celery.platforms import SecurityWarning
 from celery.signals import worker_ready, worker_shutdown
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import Database, open_engine, unit_of_work
+from app.database import Database, open_engine, read_only, unit_of_work
 from app.models.base import new_id
 from app.queue import QUEUES, WAKE, build_celery, build_publisher
 from app.settings import Settings, load_settings
-from app.work.repository import record_worker, remove_worker
+from app.work.repository import is_claimable, record_worker, remove_worker
 from worker.orphan import die_with
 from worker.tasks import Processes
 
@@ -43,10 +43,15 @@ def main() -> None:
 def run_worker(settings: Settings, queue: str) -> None:
     """Consume one queue, one piece of work at a time, and say every few seconds that this worker lives."""
     celery = build_celery(settings)
-    processes = Processes(settings)
-    celery.task(name=WAKE)(processes.wake)
     stop = threading.Event()
     database = Database(open_engine(settings.database_url), build_publisher(settings))
+
+    def is_claimable_now(work_id: str) -> bool:
+        with read_only(database) as session:
+            return is_claimable(session, work_id)
+
+    processes = Processes(settings, is_claimable_now)
+    celery.task(name=WAKE)(processes.wake)
     liveness = threading.Thread(target=_tell_liveness, args=(database, queue, stop), name="liveness")
 
     def on_ready(**_: Any) -> None:

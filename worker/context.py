@@ -1,5 +1,7 @@
 """What every kind of work is given: the database, the settings, its lease, and whether to stop."""
 
+from pathlib import Path
+
 from app.database import Database
 from app.domain.job import Desired
 from app.settings import Settings
@@ -8,6 +10,10 @@ from worker.lease import Lease
 
 class Preempted(Exception):
     """The worker was told to stop; the work goes back to the queue as it stands."""
+
+
+class Cancelled(Exception):
+    """The client wants the work to end."""
 
 
 class Context:
@@ -24,12 +30,19 @@ class Context:
         self.preempted = True
 
     @property
+    def checkpoint_folder(self) -> Path:
+        """Where the checkpoints to resume from lie. Always local: resuming on another machine is not there yet."""
+        return self.settings.storage_dir / "checkpoints" / self.lease.work_id
+
+    @property
     def cancelled(self) -> bool:
         """Whether the client wants the work to end."""
         return self.lease.desired is Desired.CANCEL
 
     def check(self) -> None:
-        """Raise where the work must stop here: LeaseLost or Preempted."""
+        """Raise where the work must stop here: LeaseLost, Cancelled or Preempted."""
         self.lease.check()
+        if self.cancelled:
+            raise Cancelled("cancelled by the client")
         if self.preempted:
             raise Preempted("told to stop")

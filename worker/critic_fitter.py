@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from app import storage
-from app.base_models.service import hash_file, verify_folder
+from app.base_models.service import hash_file, verify_base_model
 from app.database import read_only, unit_of_work
 from app.domain.dataset import parse_rows
 from app.domain.job import State
@@ -26,7 +26,7 @@ def fit_critic(context: Context) -> None:
         args = context.lease.load(session).args
         base_row = session.get_one(BaseModel, args["base_model"])
     context.lease.move(State.RUNNING)
-    verify_folder(Path(base_row.path), base_row.files)
+    verify_base_model(base_row)
     set_determinism(SEED)
     model, tokenizer = load_base(Path(base_row.path), device=choose_device())
     with storage.open_stored(context.settings.storage, args["data_sha256"]) as file:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.audit.repository import append_leaf, load_risk_table, save_risk_table
 from app.database import read_only, unit_of_work
-from app.domain.job import State
+from app.domain.job import Desired, State
 from app.domain.ledger import digest_of
 from app.domain.risk_table import RiskRow as RiskEntry
 from app.domain.risk_table import build_risk_table, parse_risk_row
@@ -120,6 +120,8 @@ class Journal:
             )
             job = repository.load_job(session, self._context.lease.work_id)
             repository.save_step(session, job, record.step, body)
+            # The row was just read, so that a cancellation is obeyed at the next step, whenever the heartbeat is.
+            self._context.lease.desired = Desired(job.work.desired)
             self._show(job)
             now = time.monotonic()
             if now - self._last_event_at >= EVENT_INTERVAL_S or record.step == self._total_steps:
@@ -148,7 +150,6 @@ class Journal:
         folder: str,
         files: dict[str, str],
         name: str | None,
-        adapter_sha256: str | None,
     ) -> None:
         """Commit a checkpoint: from here on the job resumes from it."""
         digest = digest_of(files)
@@ -163,7 +164,6 @@ class Journal:
                 kind=kind,
                 digest=digest,
                 folder=folder,
-                adapter_sha256=adapter_sha256,
                 name=name,
                 metrics=self._checkpoint_metrics(session, job, step),
             )

@@ -52,8 +52,8 @@ class Lease:
             raise LeaseLost(f"{self.work_id}: the lease under epoch {self.epoch} was lost")
 
     def load(self, session: Session) -> Work:
-        """Return the row, fenced: raises LeaseLost under another epoch."""
-        work = repository.get_work(session, self.work_id)
+        """Return the row, locked and fenced: raises LeaseLost under another epoch."""
+        work = repository.get_work(session, self.work_id, lock=True)
         if work is None or work.epoch != self.epoch:
             raise LeaseLost(f"{self.work_id} is no longer owned under epoch {self.epoch}")
         return work

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,12 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import Database, open_engine, unit_of_work
 from app.domain.job import State, WorkKind
-from app.errors import DatabaseUnavailable, LeaseLost, StorageUnavailable, TetherError
+from app.errors import LeaseLost, StorageUnavailable, TetherError
 from app.queue import build_publisher
 from app.settings import Settings, load_settings, make_home
 from app.work import repository
 from app.work import service as work_service
-from worker.context import Context, Preempted
+from worker.context import Cancelled, Context, Preempted
 from worker.lease import Lease
 from worker.orphan import die_with
 
@@ -61,19 +62,24 @@ def run(database: Database, settings: Settings, work_id: str) -> int:
     log.info("%s %s: attempt %d, epoch %d", work.kind, work_id, work.attempt, work.epoch)
     try:
         KINDS[WorkKind(work.kind)](context)
+        shutil.rmtree(context.checkpoint_folder, ignore_errors=True)
+    except Cancelled:
+        log.info("%s: cancelled", work_id)
+        return 0 if _end(context, State.CANCELLED, None) else 1
     except Preempted as why:
         log.info("%s: %s", work_id, why)
         return PREEMPTED if _give_back(context, reason="its worker was told to stop") else 1
     except LeaseLost as error:
         log.warning("%s", error)
         return 1
-    except (StorageUnavailable, DatabaseUnavailable) as error:
-        log.error("%s: %s", work_id, error.message)
-        _give_back(context, reason=error.message)
+    except (StorageUnavailable, OSError, SQLAlchemyError) as error:
+        log.exception("%s: the surroundings failed", work_id)
+        _postpone(context, reason=describe(error))
         return 1
     except TetherError as error:
         log.error("%s failed: %s", work_id, error.message)
-        return 0 if _fail(context, error) else 1
+        found = {"code": error.code, "message": error.message, "param": error.param}
+        return 0 if _end(context, State.FAILED, found) else 1
     except Exception:
         # Anything else may pass: the work is tried again within its budget.
         log.exception("%s: unexpected error", work_id)
@@ -110,12 +116,27 @@ KINDS: dict[WorkKind, Callable[[Context], None]] = {
 }
 
 
-def _fail(context: Context, error: TetherError) -> bool:
-    found = {"code": error.code, "message": error.message, "param": error.param}
+def describe(error: Exception) -> str:
+    """Return what failed, as the client may read it: no path and no address of the operator's."""
+    if isinstance(error, StorageUnavailable):
+        return error.message
+    if isinstance(error, OSError):
+        return f"a file could not be written or read ({error.strerror})"
+    return "the database could not be used"
+
+
+def _end(context: Context, state: State, error: work_service.Error | None) -> bool:
     with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
-        work_service.end(session, context.lease.load(session), State.FAILED, found)
+        work_service.end(session, context.lease.load(session), state, error)
+        # Nobody resumes what has ended.
+        shutil.rmtree(context.checkpoint_folder, ignore_errors=True)
         return True
     return False
+
+
+def _postpone(context: Context, *, reason: str) -> None:
+    with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
+        work_service.postpone(session, context.settings, context.lease.load(session), reason=reason)
 
 
 def _give_back(context: Context, *, reason: str) -> bool:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from app import storage
-from app.database import unit_of_work
+from app.database import read_only, unit_of_work
 from app.domain.job import State, model_name
 from app.files.service import RESULTS, add_file
 from app.jobs import repository
@@ -36,12 +36,12 @@ class StoredAdapter:
 
 
 def store_adapter(
-    context: Context, model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: BaseModel
+    context: Context, model: PeftModel, tokenizer: PreTrainedTokenizerBase, base: BaseModel, method: str
 ) -> StoredAdapter:
     """Export the adapter as it is now, pack it and put it into storage. The same weights give the same bytes."""
     with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="export-") as temporary:
         folder = Path(temporary) / "adapter"
-        export_adapter(model, tokenizer, folder, base_name=base.name, base_digest=base.digest)
+        export_adapter(model, tokenizer, folder, base_name=base.name, base_digest=base.digest, method=method)
         packed = Path(temporary) / "adapter.zip"
         build_adapter_zip(folder, packed)
         files = {
@@ -54,14 +54,16 @@ def store_adapter(
 
 def publish(context: Context, journal: Journal, adapter: StoredAdapter) -> None:
     """Record the adapter, make the result files, and end the job as succeeded, all in one transaction."""
-    place = context.settings.storage
+    with read_only(context.database) as session:
+        job = repository.load_job(session, context.lease.work_id)
+        metrics = metrics_csv(repository.list_steps(session, job, after=0, limit=None))
+    stored_metrics = storage.store_stream(context.settings.storage, io.BytesIO(metrics))
     with unit_of_work(context.database) as session:
         work = context.lease.load(session)
         job = repository.load_job(session, work.id)
-        metrics = metrics_csv(repository.list_steps(session, job, after=0, limit=None))
         journal.append_published(session, job.step, adapter.stored, adapter.files)
         results = (
-            ("metrics.csv", storage.store_stream(place, io.BytesIO(metrics))),
+            ("metrics.csv", stored_metrics),
             ("adapter.zip", adapter.stored),
         )
         job.result_files = [

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery.signals import worker_shutting_down
@@ -18,14 +19,20 @@ log = logging.getLogger(__name__)
 class Processes:
     """The process that this worker has started, if one is running."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, is_claimable: Callable[[str], bool]) -> None:
+        self._is_claimable = is_claimable
         self._environment = settings.child_environment()
         self._running: subprocess.Popen[bytes] | None = None
         self._draining = False
         self._lock = threading.Lock()
 
     def wake(self, work_id: str) -> None:
-        """Run the process for one piece of work to its end. Whether there is any work, the database decides."""
+        """Run the process for one piece of work to its end, if the database says that there is any.
+
+        While a long job runs, the same knock comes again and again; asking first costs less than a process.
+        """
+        if not self._is_claimable(work_id):
+            return
         with self._lock:
             if self._draining:
                 return

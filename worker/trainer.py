@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app import storage
-from app.base_models.service import verify_folder
+from app.base_models.service import verify_base_model
 from app.database import read_only, unit_of_work
 from app.domain import ledger, risk_table
 from app.domain.dataset import parse_rows
@@ -24,8 +23,7 @@ from app.jobs import repository
 from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Job
-from app.work import service as work_service
-from worker.context import Context, Preempted
+from worker.context import Cancelled, Context, Preempted
 from worker.journal import Journal
 from worker.publisher import publish, store_adapter
 from worker.training.checkpoint import CheckpointDamaged, LoadedCheckpoint, load_checkpoint
@@ -62,10 +60,10 @@ class Assignment:
 
 
 def train(context: Context) -> None:
-    """Do a fine-tuning job. Raises JobFailure for what ends it, Preempted or LeaseLost for what moves it."""
+    """Do a fine-tuning job. Raises JobFailure or Cancelled for what ends it, Preempted or LeaseLost for what moves it."""
     assignment = load_assignment(context)
     spec = assignment.spec
-    verify_folder(Path(assignment.base.path), assignment.base.files)
+    verify_base_model(assignment.base)
     if context.settings.threads:
         torch.set_num_threads(context.settings.threads)
     set_determinism(spec.seed)
@@ -94,7 +92,7 @@ def train(context: Context) -> None:
     model = add_adapter(base, spec, spec.seed)
 
     def on_checkpoint(checkpoint: Checkpoint) -> None:
-        save_checkpoint_row(context, journal, assignment, model, tokenizer, checkpoint)
+        commit_checkpoint(context, journal, assignment.job, checkpoint)
 
     def should_stop() -> Stop | None:
         context.lease.check()
@@ -108,21 +106,19 @@ def train(context: Context) -> None:
         cache=reference_pass.cache,
         validation_rows=validation.rows if validation else (),
         resume=resume,
-        checkpoint_folder=checkpoint_folder(context, assignment.job.id),
+        checkpoint_folder=context.checkpoint_folder,
         on_step=journal.record_step,
         on_checkpoint=on_checkpoint,
         on_validation=journal.record_validation,
         should_stop=should_stop,
     )
     if result.stopped == "cancel":
-        with unit_of_work(context.database) as session:
-            work_service.end(session, context.lease.load(session), State.CANCELLED, None)
-    elif result.stopped == "preempt":
+        raise Cancelled(f"stopped after step {result.steps} of {result.total_steps}")
+    if result.stopped == "preempt":
         raise Preempted(f"stopped after step {result.steps} of {result.total_steps}, checkpoint saved")
-    else:
-        context.lease.move(State.FINALISING)
-        publish(context, journal, store_adapter(context, model, tokenizer, assignment.base))
-    shutil.rmtree(checkpoint_folder(context, assignment.job.id), ignore_errors=True)
+    context.lease.move(State.FINALISING)
+    adapter = store_adapter(context, model, tokenizer, assignment.base, method=spec.safety.method)
+    publish(context, journal, adapter)
 
 
 def load_assignment(context: Context) -> Assignment:
@@ -233,9 +229,13 @@ def find_checkpoint(context: Context, job_id: str) -> LoadedCheckpoint | None:
         rows = repository.list_resumable(session, job_id)
     for row in rows:
         try:
-            return load_checkpoint(checkpoint_folder(context, job_id) / str(row.folder))
+            found = load_checkpoint(context.checkpoint_folder / str(row.folder))
         except CheckpointDamaged as error:
             log.warning("%s: %s", job_id, error.message)
+            continue
+        if ledger.digest_of(found.info.files) == row.digest:
+            return found
+        log.warning("%s: the checkpoint %s is not the one that was recorded", job_id, row.folder)
     if rows:
         raise JobFailure(
             "none of the checkpoints of this job can be read any more, so it cannot go on where it was;"
@@ -245,43 +245,27 @@ def find_checkpoint(context: Context, job_id: str) -> LoadedCheckpoint | None:
     return None
 
 
-def save_checkpoint_row(
-    context: Context,
-    journal: Journal,
-    assignment: Assignment,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    checkpoint: Checkpoint,
-) -> None:
-    """Commit a checkpoint that the loop wrote; at the end of a data epoch also offer its adapter."""
+def commit_checkpoint(context: Context, journal: Journal, job: Job, checkpoint: Checkpoint) -> None:
+    """Commit a checkpoint that the loop wrote, and let go of those beyond the last two."""
     info = checkpoint.info
-    name = adapter_sha256 = None
-    if checkpoint.kind == "epoch":
-        job = assignment.job
-        name = model_name(job.model, job.suffix, job.id, step=info.step)
-        adapter_sha256 = store_adapter(context, model, tokenizer, assignment.base).stored.sha256
+    offered = checkpoint.kind == "epoch"
+    name = model_name(job.model, job.suffix, job.id, step=info.step) if offered else None
     journal.record_checkpoint(
-        step=info.step,
-        kind=checkpoint.kind,
-        folder=info.path.name,
-        files=info.files,
-        name=name,
-        adapter_sha256=adapter_sha256,
+        step=info.step, kind=checkpoint.kind, folder=info.path.name, files=info.files, name=name
     )
     with unit_of_work(context.database) as session:
         context.lease.load(session)
-        for old in repository.list_resumable(session, assignment.job.id)[KEPT_CHECKPOINTS:]:
-            shutil.rmtree(info.path.parent / str(old.folder), ignore_errors=True)
-            old.folder = None
-
-
-def checkpoint_folder(context: Context, job_id: str) -> Path:
-    """Return where the checkpoints of a job lie."""
-    # Always local: resuming on another machine is not there yet.
-    return context.settings.storage_dir / "checkpoints" / job_id
+        rows = repository.list_resumable(session, job.id)
+        kept = {row.folder for row in rows[:KEPT_CHECKPOINTS]}
+        old = {row.folder for row in rows} - kept
+        for row in rows[KEPT_CHECKPOINTS:]:
+            row.folder = None
+    for folder in old:
+        shutil.rmtree(info.path.parent / str(folder), ignore_errors=True)
 
 
 def _present(file: File | None, param: str) -> File:
+    # Whoever deletes a file that a job needs is refused; this one was deleted while the job was being created.
     if file is None or file.deleted_at is not None:
         raise JobFailure(
             "the file was deleted before the job began; upload it again and submit the job again",

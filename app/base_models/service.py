@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.base_models import repository
 from app.domain.ledger import digest_of
-from app.errors import Conflict, InvalidBaseModel
+from app.errors import Conflict, InvalidBaseModel, StorageUnavailable
 from app.models.base import utc_now
 from app.models.base_model import BaseModel
 
@@ -97,17 +97,26 @@ def inspect_folder(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return config, files
 
 
-def verify_folder(folder: Path, files: dict[str, str]) -> None:
-    """Raise InvalidBaseModel where a folder differs from the digests that it was registered with."""
+def verify_base_model(base: BaseModel) -> None:
+    """Check the files of a base model against the digests that it was registered with.
+
+    Raises StorageUnavailable where the folder cannot be read here now, and InvalidBaseModel where a file differs.
+    """
+    folder = Path(base.path)
+    away = (
+        f"the folder of the base model {base.name!r} cannot be read on this machine; mount it or restore it"
+    )
+    if not folder.is_dir():
+        raise StorageUnavailable(away)
     try:
         _, found = inspect_folder(folder)
     except OSError as error:
-        raise InvalidBaseModel(f"the model folder {folder} cannot be read: {error.strerror}") from error
-    for name in sorted(files.keys() | found.keys()):
-        if files.get(name) != found.get(name):
+        raise StorageUnavailable(f"{away} ({error.strerror})") from error
+    for name in sorted(base.files.keys() | found.keys()):
+        if base.files.get(name) != found.get(name):
             raise InvalidBaseModel(
-                f"{folder / name} is not what was registered; restore it, or register the folder anew"
-                " under another name"
+                f"{name} of the base model {base.name!r} is not what was registered; restore it, or register the"
+                " folder anew under another name"
             )
 
 

@@ -16,13 +16,8 @@ from app.settings import Settings
 from app.work import repository as work_repository
 
 
-def request_fit(session: Session, settings: Settings, *, base_name: str, data: Path) -> Work:
-    """Check a file of labelled requests, store it, and add the work of fitting a critic on it.
-
-    Raises NotFound for an unknown base model and InvalidTrainingFile with every problem of the file.
-    """
-    if get_base_model(session, base_name) is None:
-        raise NotFound(f"no base model is called {base_name!r}; see: tether models list", param="base")
+def store_requests(settings: Settings, data: Path) -> storage.Stored:
+    """Check a file of labelled requests and store it. Raises InvalidTrainingFile with every problem of it."""
     try:
         with data.open("rb") as file:
             _, problems = check_critic_lines(read_lines(file))
@@ -30,7 +25,13 @@ def request_fit(session: Session, settings: Settings, *, base_name: str, data: P
         raise InvalidRequest(f"{data} cannot be read: {error.strerror}", param="data") from error
     if problems:
         raise InvalidTrainingFile(f"{data}: {describe_problems(problems)}", param="data")
-    stored = storage.store_file(settings.storage, data)
+    return storage.store_file(settings.storage, data)
+
+
+def request_fit(session: Session, *, base_name: str, stored: storage.Stored) -> Work:
+    """Add the work of fitting a critic on stored requests. Raises NotFound for an unknown base model."""
+    if get_base_model(session, base_name) is None:
+        raise NotFound(f"no base model is called {base_name!r}; see: tether models list", param="base")
     return work_repository.add_work(
         session,
         kind=WorkKind.FIT_CRITIC,

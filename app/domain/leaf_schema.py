@@ -197,7 +197,7 @@ BODIES: dict[str, dict[str, Check]] = {
     },
     "tether.ckpt/1": {
         "step": _is_integer(0),
-        "kind": _is_identifier,
+        "kind": _is_one_of("interval", "epoch", "preempt"),
         "sha256": _is_sha256,
         "files": _is_files,
     },

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import Response
 
-from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SettingsDep
+from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SessionDep, SettingsDep
 from app.downloads import send_stored
 from app.files import repository, service
 from app.files.schemas import file_to_wire
@@ -57,11 +57,9 @@ def retrieve_file(caller: CallerDep, session: ReadSessionDep, file_id: str) -> d
 
 
 @router.delete("/{file_id}")
-def delete_file(
-    caller: CallerDep, database: DatabaseDep, settings: SettingsDep, file_id: str
-) -> dict[str, Any]:
+def delete_file(caller: CallerDep, session: SessionDep, file_id: str) -> dict[str, Any]:
     """Forget a file."""
-    service.delete_file(database, settings, caller.project_id, file_id)
+    service.delete_file(session, caller.project_id, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 

@@ -1,15 +1,16 @@
 """Every query of files, scoped by project."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from app.domain.job import TERMINAL
 from app.models.base_model import Critic
 from app.models.file import File
-from app.models.job import Checkpoint, Job
+from app.models.job import Job
 from app.models.work import Work
 from app.pages import unknown_cursor
 
@@ -49,12 +50,31 @@ def list_files(
     return session.scalars(query.limit(limit + 1)).all()
 
 
+def find_unfinished_job(session: Session, file_id: str) -> str | None:
+    """Return a job that has not ended and learns from this file, or is validated by it."""
+    return session.scalars(
+        select(Job.id)
+        .join(Job.work)
+        .where(or_(Job.training_file == file_id, Job.validation_file == file_id))
+        .where(Work.state.not_in(TERMINAL))
+        .limit(1)
+    ).one_or_none()
+
+
+def list_deleted(session: Session, before: datetime) -> Sequence[File]:
+    """Return the files that were deleted before a time and still have their bytes."""
+    return session.scalars(
+        select(File)
+        .where(File.deleted_at < before, File.bytes_removed_at.is_(None))
+        .order_by(File.deleted_at)
+    ).all()
+
+
 def is_in_use(session: Session, sha256: str) -> bool:
     """Say whether anything needs these bytes: a file, an adapter, a critic, or the fit of one."""
     for query in (
         select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)),
         select(Job.id).where(Job.adapter_sha256 == sha256),
-        select(Checkpoint.id).where(Checkpoint.adapter_sha256 == sha256),
         select(Work.id).where(Work.state.not_in(TERMINAL), Work.args["data_sha256"].as_string() == sha256),
     ):
         if session.scalars(query.limit(1)).one_or_none() is not None:

@@ -1,22 +1,27 @@
 """The rules of files: what is checked when, and what is refused."""
 
+import io
+import logging
 import secrets
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from sqlalchemy.orm import Session
 
 from app import queue, storage
-from app.database import Database, unit_of_work
+from app.database import Database, read_only, unit_of_work
 from app.domain.dataset import MAX_LINE_BYTES, Problem, check_training_lines
 from app.domain.job import WorkKind
-from app.errors import InvalidRequest, InvalidTrainingFile, NotFound
+from app.errors import Conflict, InvalidRequest, InvalidTrainingFile, NotFound, StorageUnavailable
 from app.files import repository
 from app.models.base import new_id, utc_now
 from app.models.file import File
 from app.settings import Settings
 from app.work import repository as work_repository
+
+log = logging.getLogger(__name__)
 
 TRAINING = "fine-tune"
 RESULTS = "fine-tune-results"
@@ -25,7 +30,7 @@ RESULTS = "fine-tune-results"
 def create_file(
     database: Database, settings: Settings, *, project_id: str, filename: str, purpose: str, stream: BinaryIO
 ) -> File:
-    """Store an upload. A small training file is checked at once; a large one is left to a worker.
+    """Store an upload. A small training file is checked before; a large one is left to a worker.
 
     Raises InvalidTrainingFile with every problem found, and then keeps nothing.
     """
@@ -34,14 +39,14 @@ def create_file(
             f"purpose: found {purpose!r}; this service takes files of the purpose {TRAINING!r}",
             param="purpose",
         )
-    stored = storage.store_stream(settings.storage, stream, max_bytes=settings.max_file_bytes)
     rows: int | None = None
-    if stored.size_bytes <= settings.sync_check_bytes:
-        rows, problems = check_stored(settings, stored.sha256)
+    if stream.seek(0, io.SEEK_END) <= min(settings.sync_check_bytes, settings.max_file_bytes):
+        stream.seek(0)
+        rows, problems = check_training_lines(read_lines(stream))
         if problems:
-            with unit_of_work(database) as session:
-                discard_unused(session, settings, stored.sha256)
             raise InvalidTrainingFile(describe_problems(problems), param="file")
+    stream.seek(0)
+    stored = storage.store_stream(settings.storage, stream, max_bytes=settings.max_file_bytes)
     with unit_of_work(database) as session:
         file = add_file(session, project_id=project_id, filename=filename, purpose=purpose, stored=stored)
         file.rows = rows
@@ -108,16 +113,34 @@ def get_file(session: Session, project_id: str, file_id: str) -> File:
     return file
 
 
-def delete_file(database: Database, settings: Settings, project_id: str, file_id: str) -> None:
-    """Forget a file; once that is committed, its bytes go unless something else needs them."""
-    with unit_of_work(database) as session:
-        file = get_file(session, project_id, file_id)
-        file.deleted_at = utc_now()
-    with unit_of_work(database) as session:
-        discard_unused(session, settings, file.sha256)
+def delete_file(session: Session, project_id: str, file_id: str) -> None:
+    """Forget a file; its bytes go a while later. Raises Conflict while a job that has not ended needs it."""
+    file = get_file(session, project_id, file_id)
+    job_id = repository.find_unfinished_job(session, file_id)
+    if job_id is not None:
+        raise Conflict(
+            f"the job {job_id} still needs the file {file_id}; cancel the job, or delete the file when it has ended",
+            code="file_in_use",
+        )
+    file.deleted_at = utc_now()
 
 
-def discard_unused(session: Session, settings: Settings, sha256: str) -> None:
-    """Remove stored bytes that no file has any more."""
-    if not repository.is_in_use(session, sha256):
-        storage.discard(settings.storage, sha256)
+def remove_deleted_bytes(database: Database, settings: Settings) -> None:
+    """Let go the bytes of files that were deleted a while ago, unless something else has the same ones.
+
+    Bytes that were stored again within that while are left for later: their upload may not have its row yet.
+    """
+    grace = timedelta(seconds=settings.deletion_grace_s)
+    with read_only(database) as session:
+        deleted = [(file.id, file.sha256) for file in repository.list_deleted(session, utc_now() - grace)]
+    for file_id, sha256 in deleted:
+        with read_only(database) as session:
+            needed = repository.is_in_use(session, sha256)
+        try:
+            if not needed and not storage.discard_older(settings.storage, sha256, settings.deletion_grace_s):
+                continue
+        except StorageUnavailable as error:
+            log.warning("the bytes of the deleted file %s cannot be removed yet: %s", file_id, error.message)
+            continue
+        with unit_of_work(database) as session:
+            session.get_one(File, file_id).bytes_removed_at = utc_now()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from app.errors import ChartsUnavailable
 
 
-def render_curve(curve: dict[str, Any], *, title: str, image: Literal["png", "svg"]) -> bytes:
+def render_curve(curve: dict[str, Any], *, title: str, subtitle: str, image: Literal["png", "svg"]) -> bytes:
     """Return the picture of a curve as `build_curve` makes it. Raises ChartsUnavailable without the extra."""
     try:
         import vl_convert
@@ -16,7 +16,7 @@ def render_curve(curve: dict[str, Any], *, title: str, image: Literal["png", "sv
             "pictures need the extra `charts`: pip install 'tether[charts]'; format=json and format=csv need nothing"
         ) from None
     chart = json.loads(Path(__file__).with_name("risk_chart.json").read_text(encoding="utf-8"))
-    chart["title"] = title
+    chart["title"] = {"text": title, "subtitle": subtitle}
     chart["data"]["values"] = [dict(zip(curve["columns"], row, strict=True)) for row in curve["rows"]]
     if image == "svg":
         svg: str = vl_convert.vegalite_to_svg(chart)

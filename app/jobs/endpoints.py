@@ -10,10 +10,17 @@ from app.audit.service import build_evidence
 from app.dependencies import CallerDep, PolicyDep, ReadSessionDep, SessionDep, SettingsDep
 from app.domain.risk_curve import build_curve, downsample, to_csv
 from app.downloads import send_stored
-from app.errors import Conflict, NotFound
+from app.errors import Conflict
 from app.jobs import repository, service
 from app.jobs.charts import render_curve
-from app.jobs.schemas import JobCreate, checkpoint_to_wire, event_to_wire, job_to_wire
+from app.jobs.schemas import (
+    JobCreate,
+    checkpoint_to_wire,
+    critic_to_wire,
+    describe_critic,
+    event_to_wire,
+    job_to_wire,
+)
 from app.pages import build_page
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -106,19 +113,18 @@ def retrieve_risk(
     records = [step.record for step in repository.list_steps(session, job, after=0, limit=None)]
     curve = build_curve(records)
     curve["rows"] = downsample(curve["rows"], max_points)
+    critic = critic_to_wire(job, service.get_job_critic(session, job))
     if format == "csv":
         return Response(to_csv(curve), media_type="text/csv")
     if format != "json":
         title = f"{job.id} · {job.request['safety']['method']} · {job.model}"
         media_type = "image/png" if format == "png" else "image/svg+xml"
-        return Response(
-            render_curve(curve, title=title, image=format), media_type=media_type, headers=ATTACHMENT
-        )
-    critic = service.get_job_critic(session, job)
+        image = render_curve(curve, title=title, subtitle=describe_critic(critic), image=format)
+        return Response(image, media_type=media_type, headers=ATTACHMENT)
     return {
         "object": "risk_curve",
         "job": job.id,
-        "critic": critic and {"id": critic.id, "report": critic.report},
+        "critic": critic,
         **curve,
         "total_steps": job.total_steps,
     }
@@ -131,7 +137,6 @@ def retrieve_adapter(
     session: ReadSessionDep,
     settings: SettingsDep,
     job_id: str,
-    checkpoint: Annotated[str | None, Query(description="Of this checkpoint instead of the end.")] = None,
 ) -> Response:
     """Return the adapter as one zip of an ordinary PEFT folder."""
     job = service.get_job(session, caller.project_id, job_id)
@@ -142,11 +147,6 @@ def retrieve_adapter(
             " released when the job has succeeded",
             code="adapter_not_ready",
         )
-    if checkpoint is not None:
-        found = repository.get_checkpoint(session, job, checkpoint)
-        if found is None or found.adapter_sha256 is None:
-            raise NotFound(f"the job {job.id} has no checkpoint {checkpoint!r}", param="checkpoint")
-        sha256 = found.adapter_sha256
     return send_stored(
         request,
         settings.storage,

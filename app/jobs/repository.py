@@ -100,13 +100,6 @@ def list_named_checkpoints(
     return session.scalars(query.order_by(Checkpoint.step.desc()).limit(limit + 1)).all()
 
 
-def get_checkpoint(session: Session, job: Job, checkpoint_id: str) -> Checkpoint | None:
-    """Return a checkpoint of this job."""
-    return session.scalars(
-        select(Checkpoint).where(Checkpoint.id == checkpoint_id, Checkpoint.job_id == job.id)
-    ).one_or_none()
-
-
 def list_resumable(session: Session, job_id: str) -> Sequence[Checkpoint]:
     """Return the checkpoints that are kept to resume from, newest first."""
     return session.scalars(

@@ -88,7 +88,7 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
         "validation_file": job.validation_file,
         "safety": {
             **safety,
-            "critic": _critic_to_wire(safety["critic"], critic),
+            "critic": critic_to_wire(job, critic),
             "state": state,
             "protected": safety["method"] != "none",
             "risk_mean": job.risk_mean,
@@ -107,14 +107,28 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
 _ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
-def _critic_to_wire(chosen: dict[str, Any] | None, critic: Critic | None) -> dict[str, Any] | None:
-    """Return the critic with what is known of its quality: a risk number is one critic's estimate."""
+def critic_to_wire(job: Job, critic: Critic | None) -> dict[str, Any] | None:
+    """Return a job's critic with what is known of its quality: a risk number is one critic's estimate."""
+    chosen: dict[str, Any] | None = job.request["safety"]["critic"]
     if chosen is None or critic is None:
         return chosen
     return {
         **chosen,
         "quality": {name: critic.report.get(name) for name in ("auroc", "tpr_at_1_percent_fpr")},
     }
+
+
+def describe_critic(critic: dict[str, Any] | None) -> str:
+    """Return in words who measured the risk, for pictures."""
+    if critic is None:
+        return "no critic measured the risk"
+    if critic["type"] == "constant":
+        return f"risk by a constant critic: s = {critic['s']:g} for every row"
+    quality = critic["quality"]
+    return (
+        f"risk by {critic['id']}; on held-out topics AUROC {quality['auroc']:.3f},"
+        f" TPR at 1 % FPR {quality['tpr_at_1_percent_fpr']:.3f}"
+    )
 
 
 def event_to_wire(event: Event) -> dict[str, Any]:

@@ -28,3 +28,5 @@ class File(Base):
     """Key of the digests by which records name rows; deleting it makes them meaningless."""
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+    bytes_removed_at: Mapped[datetime | None]
+    """When the bytes of a deleted file were let go; other files may still have the same ones."""

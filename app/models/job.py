@@ -77,7 +77,7 @@ class Step(Base):
 
 
 class Checkpoint(Base):
-    """Weights of a job at a step: to resume from (kind resume) or to offer to the client (kind epoch)."""
+    """State of a job after a step, to resume from. Those at the end of a data epoch have a name on the wire."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (Index("ix_checkpoints_page", "job_id", "step"),)
@@ -90,7 +90,6 @@ class Checkpoint(Base):
     digest: Mapped[str] = mapped_column(DIGEST)
     folder: Mapped[str | None] = mapped_column(Text)
     """Folder below the checkpoint folder of the job, while it is kept to resume from."""
-    adapter_sha256: Mapped[str | None] = mapped_column(DIGEST)
     name: Mapped[str | None] = mapped_column(NAME, unique=True)
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]

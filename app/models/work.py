@@ -34,6 +34,8 @@ class Work(Base):
     knocked_at_ms: Mapped[int | None]
     """When the queue was last told, by the database's clock."""
     attempts_without_progress: Mapped[int]
+    infrastructure_failures: Mapped[int]
+    """Attempts that the surroundings ended: a full disk, a storage or a database that was away."""
     error: Mapped[dict[str, Any] | None]
     ledger_size: Mapped[int]
     ledger_head: Mapped[str] = mapped_column(DIGEST)

@@ -4,6 +4,7 @@ Every function takes the place first (`settings.storage`): a folder, or the URL 
 """
 
 import io
+import time
 import uuid
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ __all__ = [
     "Stored",
     "check",
     "discard",
+    "discard_older",
     "find_stored",
     "open_stored",
     "path_of",
@@ -98,6 +100,20 @@ def read_checked(place: Place, sha256: str) -> bytes:
     """Return stored bytes after checking them against their address."""
     with open_stored(place, sha256) as file:
         return file.read()
+
+
+def discard_older(place: Place, sha256: str, age_s: float) -> bool:
+    """Remove stored bytes unless they were stored within the last `age_s` seconds; say whether they are gone."""
+    if isinstance(place, Path):
+        stored_at = local.stored_at(place, sha256)
+    else:
+        from app.storage import s3
+
+        stored_at = s3.stored_at(place, sha256)
+    if stored_at is not None and time.time() - stored_at < age_s:
+        return False
+    discard(place, sha256)
+    return True
 
 
 def discard(place: Place, sha256: str) -> None:

@@ -74,6 +74,12 @@ def open_stored(root: Path, sha256: str) -> BinaryIO:
     return file
 
 
+def stored_at(root: Path, sha256: str) -> float | None:
+    """Return when bytes were last stored, in seconds since 1970; None where they are not there."""
+    path = path_of(root, sha256)
+    return path.stat().st_mtime if path.exists() else None
+
+
 def discard(root: Path, sha256: str) -> None:
     """Remove stored bytes, if they are there."""
     path_of(root, sha256).unlink(missing_ok=True)

@@ -114,6 +114,15 @@ def open_stored(url: str, sha256: str) -> BinaryIO:
     return file
 
 
+def stored_at(url: str, sha256: str) -> float | None:
+    """Return when bytes were last stored, in seconds since 1970; None where they are not there."""
+    with _speaking(url) as store:
+        try:
+            return store.head(key_of(sha256))["last_modified"].timestamp()
+        except FileNotFoundError:
+            return None
+
+
 def discard(url: str, sha256: str) -> None:
     """Remove stored bytes, if they are there."""
     with _speaking(url) as store:

@@ -39,6 +39,7 @@ def add_work(
         epoch=0,
         attempt=0,
         attempts_without_progress=0,
+        infrastructure_failures=0,
         ledger_size=0,
         ledger_head=NO_LEAF,
         created_at=utc_now(),
@@ -49,9 +50,15 @@ def add_work(
     return work
 
 
-def get_work(session: Session, work_id: str) -> Work | None:
-    """Return a row of work as it stands now."""
-    return session.get(Work, work_id, populate_existing=True)
+def get_work(session: Session, work_id: str, *, lock: bool = False) -> Work | None:
+    """Return a row of work as it stands now; with `lock`, nobody else changes it before this transaction ends."""
+    return session.get(Work, work_id, populate_existing=True, with_for_update=lock)
+
+
+def is_claimable(session: Session, work_id: str) -> bool:
+    """Say whether a claim would succeed now."""
+    work = get_work(session, work_id)
+    return work is not None and work.state == State.QUEUED and work.desired == Desired.RUN
 
 
 def claim(session: Session, work_id: str, *, owner: str, lease_ms: int) -> Work | None:
@@ -159,12 +166,20 @@ def list_expired(session: Session) -> Sequence[Work]:
     ).all()
 
 
+def list_unwanted(session: Session) -> Sequence[Work]:
+    """Return queued rows that the client does not want any more: their cancel came while they changed hands."""
+    return session.scalars(
+        select(Work).where(Work.state == State.QUEUED, Work.desired == Desired.CANCEL)
+    ).all()
+
+
 def list_unannounced(session: Session, after_ms: int) -> Sequence[Work]:
     """Return queued rows that were last announced longer than `after_ms` ago."""
     return session.scalars(
         select(Work)
         .where(
             Work.state == State.QUEUED,
+            Work.desired == Desired.RUN,
             or_(Work.knocked_at_ms.is_(None), Work.knocked_at_ms < now_ms() - after_ms),
         )
         .order_by(Work.created_at)

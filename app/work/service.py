@@ -21,6 +21,23 @@ Error = Mapping[str, str | None]
 """code, message and param, as the wire shows them."""
 
 
+def postpone(session: Session, settings: Settings, work: Work, *, reason: str) -> None:
+    """Give up owned work because of its surroundings; it is announced again after a while.
+
+    Such attempts do not count as attempts without progress; they have a budget of their own.
+    """
+    work.infrastructure_failures += 1
+    work.attempts_without_progress = max(0, work.attempts_without_progress - 1)
+    session.flush()
+    if work.desired == Desired.CANCEL:
+        end(session, work, State.CANCELLED, None)
+    elif work.infrastructure_failures > settings.max_infrastructure_failures:
+        message = f"the surroundings failed {work.infrastructure_failures} times; the last: {reason}"
+        end(session, work, State.FAILED, {"code": "infrastructure", "message": message, "param": None})
+    else:
+        _requeue(session, work, reason)
+
+
 def release(session: Session, settings: Settings, work: Work, *, reason: str) -> None:
     """Give up owned work: back to the queue, or to its end where the client or the budget says so."""
     if work.desired == Desired.CANCEL:
@@ -32,12 +49,16 @@ def release(session: Session, settings: Settings, work: Work, *, reason: str) ->
         )
         end(session, work, State.FAILED, {"code": "crash_loop", "message": message, "param": None})
     else:
-        work_repository.move(session, work, State.QUEUED)
-        work_repository.mark_knocked(session, work.id)
+        _requeue(session, work, reason)
         queue.enqueue(session, work.queue, work.id)
-        if work.kind == WorkKind.TRAIN:
-            job = repository.load_job(session, work.id)
-            repository.add_event(session, job, f"The job goes back to the queue: {reason}", level="warn")
+
+
+def _requeue(session: Session, work: Work, reason: str) -> None:
+    work_repository.move(session, work, State.QUEUED)
+    work_repository.mark_knocked(session, work.id)
+    if work.kind == WorkKind.TRAIN:
+        job = repository.load_job(session, work.id)
+        repository.add_event(session, job, f"The job goes back to the queue: {reason}", level="warn")
 
 
 def end(session: Session, work: Work, state: State, error: Error | None) -> None:

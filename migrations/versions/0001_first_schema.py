@@ -82,6 +82,7 @@ def upgrade() -> None:
         sa.Column("commitment_key", sa.LargeBinary(length=32), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("bytes_removed_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name="fk_files_project_id"),
         sa.PrimaryKeyConstraint("id", name="pk_files"),
     )
@@ -103,6 +104,7 @@ def upgrade() -> None:
         sa.Column("lease_until_ms", sa.BigInteger(), nullable=True),
         sa.Column("knocked_at_ms", sa.BigInteger(), nullable=True),
         sa.Column("attempts_without_progress", sa.BigInteger(), nullable=False),
+        sa.Column("infrastructure_failures", sa.BigInteger(), nullable=False),
         sa.Column("error", sa.JSON(), nullable=True),
         sa.Column("ledger_size", sa.BigInteger(), nullable=False),
         sa.Column("ledger_head", sa.String(length=64), nullable=False),
@@ -169,7 +171,6 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("folder", sa.Text(), nullable=True),
-        sa.Column("adapter_sha256", sa.String(length=64), nullable=True),
         sa.Column("name", sa.String(length=255), nullable=True),
         sa.Column("metrics", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from app import doctor
+from app.files.service import remove_deleted_bytes
 from tests.integration.conftest import Tenant, jsonl, refused, unlike_any_other
 from tests.object_store import point_at
 
@@ -40,6 +41,8 @@ class TestFiles:
     def test_forgotten_and_refused_files_leave_no_object(self, tenant_of_bucket: Tenant, bucket: str) -> None:
         file_id = tenant_of_bucket.upload()
         tenant_of_bucket.openai.files.delete(file_id)
+        settings = tenant_of_bucket.server.settings.model_copy(update={"deletion_grace_s": 0})
+        remove_deleted_bytes(tenant_of_bucket.server.database, settings)
         refused(tenant_of_bucket.post_file(b"no row"), 400, param="file")
         assert keys_in(bucket) == []
 

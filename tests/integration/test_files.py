@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,8 +12,10 @@ import pytest
 
 from app.database import read_only, unit_of_work
 from app.domain.job import WorkKind
-from app.jobs.repository import add_checkpoint
+from app.files.service import remove_deleted_bytes
+from app.models.base import utc_now
 from app.models.base_model import Critic
+from app.models.file import File
 from app.models.job import Job
 from app.models.work import Work
 from app.storage import path_of
@@ -89,6 +92,24 @@ class TestCreateFile:
         )
         assert tenant.get("/v1/files")["data"] == []
         assert not stored(tenant, content)
+
+    def test_bytes_that_were_just_stored_again_stay(self, tenant: Tenant) -> None:
+        content = jsonl(unlike_any_other())
+        file_id = tenant.post_file(content).json()["id"]
+        tenant.openai.files.delete(file_id)
+        with unit_of_work(tenant.server.database) as session:
+            session.get_one(File, file_id).deleted_at = utc_now() - timedelta(hours=2)
+        # Another upload may be between its bytes and its row.
+        clean_up(tenant, grace_s=3600)
+        assert stored(tenant, content)
+
+    def test_file_that_a_job_needs_is_kept_until_the_job_has_ended(self, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        job = tenant.create_job(training_file=file_id)
+        message = refused(tenant.http.delete(f"/v1/files/{file_id}"), 409, code="file_in_use")
+        assert job["id"] in message
+        tenant.openai.fine_tuning.jobs.cancel(job["id"])
+        assert tenant.openai.files.delete(file_id).deleted
 
     def test_client_raises_bad_request(self, tenant: Tenant) -> None:
         with pytest.raises(openai.BadRequestError, match="line 1") as caught:
@@ -176,7 +197,7 @@ class TestCheckLater:
 
     def test_check_that_cannot_be_done_ends_in_an_error(self, own_server: Any) -> None:
         # The client polls the file, not our work: it must not wait for ever.
-        tenant = own_server(sync_check_bytes=10, max_attempts_without_progress=1)
+        tenant = own_server(sync_check_bytes=10, max_infrastructure_failures=0)
         content = jsonl(unlike_any_other())
         created = tenant.post_file(content).json()
         path_of(tenant.server.settings.storage_dir, hashlib.sha256(content).hexdigest()).unlink()
@@ -244,6 +265,12 @@ class TestRetrieveContent:
         refused(tenant.http.get(f"/v1/files/{file_id}/content"), 503, code="storage_unavailable")
 
 
+def clean_up(tenant: Tenant, grace_s: float = 0) -> None:
+    """Do what the reconciler does with the bytes of deleted files."""
+    settings = tenant.server.settings.model_copy(update={"deletion_grace_s": grace_s})
+    remove_deleted_bytes(tenant.server.database, settings)
+
+
 class TestDeleteFile:
     def test_file_and_bytes_are_gone(self, tenant: Tenant) -> None:
         content = jsonl(unlike_any_other())
@@ -255,9 +282,30 @@ class TestDeleteFile:
             refused(tenant.http.get(path), 404, param="file_id")
         refused(tenant.http.delete(f"/v1/files/{file_id}"), 404, param="file_id")
         assert tenant.get("/v1/files")["data"] == []
+        clean_up(tenant, grace_s=60)
+        assert stored(tenant, content), "the bytes go when the deletion has stood for a while"
+        clean_up(tenant)
         assert not stored(tenant, content)
 
-    @pytest.mark.parametrize("user", ["adapter", "checkpoint", "critic", "fit"])
+    def test_bytes_that_were_just_stored_again_stay(self, tenant: Tenant) -> None:
+        content = jsonl(unlike_any_other())
+        file_id = tenant.post_file(content).json()["id"]
+        tenant.openai.files.delete(file_id)
+        with unit_of_work(tenant.server.database) as session:
+            session.get_one(File, file_id).deleted_at = utc_now() - timedelta(hours=2)
+        # Another upload may be between its bytes and its row.
+        clean_up(tenant, grace_s=3600)
+        assert stored(tenant, content)
+
+    def test_file_that_a_job_needs_is_kept_until_the_job_has_ended(self, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        job = tenant.create_job(training_file=file_id)
+        message = refused(tenant.http.delete(f"/v1/files/{file_id}"), 409, code="file_in_use")
+        assert job["id"] in message
+        tenant.openai.fine_tuning.jobs.cancel(job["id"])
+        assert tenant.openai.files.delete(file_id).deleted
+
+    @pytest.mark.parametrize("user", ["adapter", "critic", "fit"])
     def test_bytes_stay_while_something_else_needs_them(self, tenant: Tenant, user: str) -> None:
         job = tenant.create_job()
         content = jsonl(unlike_any_other())
@@ -266,16 +314,6 @@ class TestDeleteFile:
         with unit_of_work(tenant.server.database) as session:
             if user == "adapter":
                 session.get_one(Job, job["id"]).adapter_sha256 = sha256
-            elif user == "checkpoint":
-                add_checkpoint(
-                    session,
-                    session.get_one(Job, job["id"]),
-                    step=1,
-                    kind="epoch",
-                    digest="d" * 64,
-                    adapter_sha256=sha256,
-                    metrics={},
-                )
             elif user == "critic":
                 critic = session.get_one(Critic, job["safety"]["critic"]["id"])
                 critic.files = {**critic.files, f"{user}-{sha256}": sha256}
@@ -288,12 +326,15 @@ class TestDeleteFile:
                     args={"data_sha256": sha256},
                 )
         tenant.openai.files.delete(file_id)
+        clean_up(tenant)
         assert stored(tenant, content)
 
     def test_bytes_stay_while_another_file_has_them(self, tenant: Tenant, stranger: Tenant) -> None:
         content = jsonl(unlike_any_other())
         ours, theirs = (each.post_file(content).json()["id"] for each in (tenant, stranger))
         tenant.openai.files.delete(ours)
+        clean_up(tenant)
         assert stranger.openai.files.content(theirs).read() == content
         stranger.openai.files.delete(theirs)
+        clean_up(tenant)
         assert not stored(tenant, content)

@@ -25,6 +25,7 @@ from app.models.work import Work
 from app.reconciler import reconcile, run_reconciler
 from app.settings import Settings
 from app.work import repository
+from app.work.service import postpone
 from tests.integration.test_work import at_once, claim, load
 from tests.support import add_job, collect, settings_in
 
@@ -75,6 +76,51 @@ def verify(database: Database, job_id: str, tmp_path: Path) -> None:
         bundle.write_bytes(io.BytesIO(build_evidence(session, job_id)).getvalue())
     report = verify_bundle(bundle)
     assert report.exit_code == 0, report.lines()
+
+
+class TestUnwantedWork:
+    def test_cancel_that_no_owner_saw_any_more_is_carried_out(
+        self, database: Database, settings: Settings, job_id: str, tmp_path: Path
+    ) -> None:
+        with unit_of_work(database) as session:
+            session.execute(
+                update(Work)
+                .where(Work.id == job_id)
+                .values(desired="cancel", args={"actor": "key_1", "cancelled_by": "key_1"})
+            )
+        assert claim(database, job_id) is None
+        reconcile(database, settings)
+        assert load(database, job_id).state == "cancelled"
+        verify(database, job_id, tmp_path)
+
+
+class TestPostpone:
+    def test_surroundings_that_fail_cost_no_attempt_and_are_waited_for(
+        self, database: Database, settings: Settings, job_id: str, knocks: list[tuple[str, str]]
+    ) -> None:
+        for failures in range(1, 6):
+            owned = claim(database, job_id)
+            assert owned is not None, "a budget of three attempts must not be spent"
+            with unit_of_work(database) as session:
+                postpone(session, settings, session.get_one(Work, job_id), reason="the disk is full")
+            work = load(database, job_id)
+            assert (work.state, work.infrastructure_failures) == ("queued", failures)
+        assert knocks == [], "at once would be too soon"
+        reconcile(database, settings.model_copy(update={"requeue_after_s": 0.0}))
+        assert ("gpu", job_id) in knocks
+
+    def test_spent_budget_ends_the_job(
+        self, database: Database, settings: Settings, job_id: str, tmp_path: Path
+    ) -> None:
+        assert claim(database, job_id) is not None
+        with unit_of_work(database) as session:
+            impatient = settings.model_copy(update={"max_infrastructure_failures": 0})
+            postpone(session, impatient, session.get_one(Work, job_id), reason="the disk is full")
+        work = load(database, job_id)
+        assert work.error is not None
+        assert (work.state, work.error["code"]) == ("failed", "infrastructure")
+        assert "the disk is full" in work.error["message"]
+        verify(database, job_id, tmp_path)
 
 
 class TestExpiredLease:

@@ -3,7 +3,6 @@
 `python -m worker.miniature.demo`, which `make demo` runs. It starts a service of its own unless given one.
 """
 
-import argparse
 import json
 import secrets
 import subprocess
@@ -14,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+import typer
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
@@ -50,21 +50,22 @@ PLANS = (
 )
 
 
-def main() -> None:
+Out = Annotated[Path, typer.Option("--out", help="Folder of all results.")]
+Url = Annotated[str | None, typer.Option(envvar="TETHER_URL", help="A running service. Default: start one.")]
+Key = Annotated[str | None, typer.Option(envvar="TETHER_API_KEY", help="API key of that service.")]
+
+
+def main(folder: Out = Path("demo-output"), url: Url = None, key: Key = None) -> None:
     """Run the demo and say where everything lies."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder of all results")
-    parser.add_argument("--url", help="a running service, such as http://127.0.0.1:8000; default: start one")
-    parser.add_argument("--key", help="API key of that service")
-    arguments = parser.parse_args()
-    folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    if arguments.url:
-        run(folder, arguments.url, arguments.key)
+    if url is None:
+        with service(folder / "home") as (own_url, own_key):
+            run(folder, own_url, own_key)
+    elif key is None:
+        raise SystemExit("give the key of the service with --key or TETHER_API_KEY")
     else:
-        with service(folder / "home") as (url, key):
-            run(folder, url, key)
+        run(folder, url, key)
     out.print(f"\nDone in {time.monotonic() - started:.0f} s.")
     demo_report.print_next_steps(out, folder)
 
@@ -208,4 +209,4 @@ def download(url: str, key: str, folder: Path, job: FineTuningJob) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -10,8 +10,8 @@ from pathlib import Path
 from app import queue
 from app.base_models.repository import get_base_model
 from app.base_models.service import register_base_model
-from app.critics.service import request_fit
-from app.database import Database, open_engine, unit_of_work
+from app.critics.service import request_fit, store_requests
+from app.database import Database, open_engine, read_only, unit_of_work
 from app.settings import Settings, load_settings
 from worker.miniature.corpus import critic_rows
 
@@ -32,17 +32,17 @@ def main() -> None:
 
 def install(database: Database, settings: Settings) -> None:
     """Register the miniature and announce the fit of its critic, in one transaction; twice is harmless."""
-    with (
-        tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file,
-        unit_of_work(database) as session,
-    ):
+    with read_only(database) as session:
         if get_base_model(session, NAME) is not None:
             return
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in critic_rows(SEED))
         file.flush()
+        stored = store_requests(settings, Path(file.name))
+    with unit_of_work(database) as session:
         register_base_model(session, NAME, WEIGHTS)
         session.flush()
-        work = request_fit(session, settings, base_name=NAME, data=Path(file.name))
+        work = request_fit(session, base_name=NAME, stored=stored)
         queue.enqueue(session, work.queue, work.id)
 
 

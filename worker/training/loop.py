@@ -126,9 +126,14 @@ def fit(
         restore(resume, model, optimizer)
         done, trained_tokens = resume.trainer.step, resume.trainer.trained_tokens
 
+    saved = done
+
     def write_checkpoint(kind: Literal["interval", "epoch", "preempt"]) -> None:
-        if checkpoint_folder is None:
+        nonlocal saved
+        # The state after a step is saved once; before the first step there is none.
+        if checkpoint_folder is None or done == saved:
             return
+        saved = done
         state = TrainerState(done, spec.seed, trained_tokens, run_digest)
         info = save_checkpoint(checkpoint_folder, model, optimizer, state)
         on_checkpoint(Checkpoint(info, kind, max(done - 1, 0) // steps_per_epoch(len(rows), spec.batch_size)))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import redis
 from kombu import Connection, Queue
-from kombu.exceptions import KombuError
 
+from app.errors import BrokerUnavailable
 from app.queue import WAKE, build_celery, build_publisher, check_broker
 from app.settings import Settings
 from tests.support import settings_in
@@ -84,5 +84,5 @@ class TestCheckBroker:
         check_broker(broker_settings)
 
     def test_broker_that_is_away_raises(self, tmp_path: Path) -> None:
-        with pytest.raises((OSError, KombuError), match="refused"):
+        with pytest.raises(BrokerUnavailable, match=r"cannot be reached .* TETHER_BROKER_URL"):
             check_broker(settings_in(tmp_path, broker_url=NOBODY))

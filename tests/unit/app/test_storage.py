@@ -210,7 +210,7 @@ class TestSettings:
             for path in (root / room).rglob("*.py")
             if "storage_dir" in path.read_text(encoding="utf-8")
         }
-        assert users == {"app/settings.py", "worker/trainer.py"}
+        assert users == {"app/settings.py", "worker/context.py"}
 
 
 class Broken(io.RawIOBase):

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from app.base_models.repository import get_base_model
-from app.base_models.service import inspect_folder, register_base_model, verify_folder
+from app.base_models.service import inspect_folder, register_base_model, verify_base_model
 from app.database import Database, open_engine, read_only, unit_of_work
-from app.errors import Conflict, InvalidBaseModel
+from app.errors import Conflict, InvalidBaseModel, StorageUnavailable
 from app.migration import migrate
+from app.models.base_model import BaseModel
 from tests.support import collect, safetensors_bytes, write_model_folder
 
 
@@ -185,25 +186,32 @@ class TestRegisterBaseModel:
             register(database, "model", folder)
 
 
-class TestVerifyFolder:
-    def test_unchanged_folder_passes(self, folder: Path) -> None:
-        verify_folder(folder, inspect_folder(folder)[1])
-
-    def test_changed_byte_is_noticed(self, folder: Path) -> None:
+class TestVerifyBaseModel:
+    @pytest.fixture
+    def base(self, folder: Path) -> BaseModel:
         files = inspect_folder(folder)[1]
+        return BaseModel(name="org/model", path=str(folder), files=files)
+
+    def test_unchanged_folder_passes(self, base: BaseModel) -> None:
+        verify_base_model(base)
+
+    def test_changed_byte_is_noticed(self, base: BaseModel, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(safetensors_bytes()[:-1] + b"\x01")
-        with pytest.raises(InvalidBaseModel, match=r"model\.safetensors is not what was registered"):
-            verify_folder(folder, files)
+        with pytest.raises(InvalidBaseModel, match=r"model\.safetensors of .* is not what was registered"):
+            verify_base_model(base)
 
-    def test_added_and_missing_files_are_noticed(self, folder: Path) -> None:
-        files = inspect_folder(folder)[1]
+    def test_added_and_missing_files_are_noticed(self, base: BaseModel, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")
-        with pytest.raises(InvalidBaseModel, match=r"tokenizer\.json is not what was registered"):
-            verify_folder(folder, files)
+        with pytest.raises(InvalidBaseModel, match=r"tokenizer\.json of .* is not what was registered"):
+            verify_base_model(base)
         (folder / "tokenizer.json").rename(folder / "vocab.json")
-        with pytest.raises(InvalidBaseModel, match=r"vocab\.json is not what was registered"):
-            verify_folder(folder, files)
+        with pytest.raises(InvalidBaseModel, match=r"vocab\.json of .* is not what was registered"):
+            verify_base_model(base)
 
-    def test_folder_that_is_gone(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidBaseModel, match="is not a folder"):
-            verify_folder(tmp_path / "gone", {})
+    def test_folder_that_is_away_is_waited_for_and_its_path_is_not_told(
+        self, base: BaseModel, folder: Path
+    ) -> None:
+        folder.rename(folder.with_name("elsewhere"))
+        with pytest.raises(StorageUnavailable, match="'org/model' cannot be read on this machine") as caught:
+            verify_base_model(base)
+        assert str(folder) not in caught.value.message

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.critics.service import request_fit
+from app.critics.service import request_fit, store_requests
 from app.database import Database, open_engine, read_only, unit_of_work
 from app.errors import InvalidRequest, InvalidTrainingFile, NotFound, TetherError
 from app.keys.service import ensure_admin_key
@@ -35,8 +35,9 @@ class TestRequestFit:
         data = tmp_path / "data.jsonl"
         data.write_text(json.dumps(ROW) + "\n")
         settings = settings_in(tmp_path)
+        stored = store_requests(settings, data)
         with unit_of_work(database) as session:
-            work = request_fit(session, settings, base_name="model", data=data)
+            work = request_fit(session, base_name="model", stored=stored)
         assert (work.kind, work.queue, work.state) == ("fit_critic", "gpu", "queued")
         kept = settings.storage_dir / work.args["data_sha256"][:2] / work.args["data_sha256"]
         assert kept.read_bytes() == data.read_bytes()
@@ -63,6 +64,6 @@ class TestRequestFit:
         if content is not None:
             data.write_text(content)
         with pytest.raises(error, match=message), unit_of_work(database) as session:
-            request_fit(session, settings_in(tmp_path), base_name=base, data=data)
+            request_fit(session, base_name=base, stored=store_requests(settings_in(tmp_path), data))
         with read_only(database) as session:
             assert session.scalars(select(Work)).all() == []

@@ -66,7 +66,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "counts": {"ok": 0, "failed": 0, "constant": 0, "unmeasured": 2},
     },
     "step": {**STEP.to_dict(), **DIGESTS},
-    "ckpt": {"step": 3, "kind": "resume", "sha256": "5" * 64, "files": {"trainer.json": "6" * 64}},
+    "ckpt": {"step": 3, "kind": "interval", "sha256": "5" * 64, "files": {"trainer.json": "6" * 64}},
     "cmd": {"command": "cancel", "actor": "key-7"},
     "adapter.published": {
         "step": 6,

@@ -215,7 +215,7 @@ def make_job(
         "actor": "key-77",
     }
     files = {"adapter.safetensors": "b" * 64, "trainer.json": "e" * 64}
-    checkpoint = {"step": 3, "kind": "resume", "sha256": ledger.digest_of(files), "files": files}
+    checkpoint = {"step": 3, "kind": "interval", "sha256": ledger.digest_of(files), "files": files}
     records = [
         Record("job.created", created, 0, 0),
         Record("job.start", start, 1, 1),

@@ -154,7 +154,7 @@ def test_attempts_that_do_not_join_up_fail(
 
 def test_a_checkpoint_of_superseded_steps_cannot_be_resumed_from(job: SyntheticJob) -> None:
     files = {"adapter.safetensors": "9" * 64}
-    late = {"step": 5, "kind": "resume", "sha256": ledger.digest_of(files), "files": files}
+    late = {"step": 5, "kind": "interval", "sha256": ledger.digest_of(files), "files": files}
     job.records.insert(9, Record("ckpt", late, 1, 1))
     again = copy.deepcopy(job.records[job.find("job.resume")])
     again.attempt, again.epoch = 3, 4
