@@ -38,22 +38,8 @@ def create_job(
     session: Session, caller: Caller, policy: SafetyPolicy, policy_digest: str, body: JobCreate
 ) -> Job:
     """Create a job and announce it, or leave it validating while its files are still being checked."""
-    base = get_base_model(session, body.model)
-    if base is None:
-        known = ", ".join(each.name for each in list_base_models(session)) or "none yet (tether models add)"
-        raise InvalidRequest(
-            f"model: no base model is called {body.model!r}; base models: {known}",
-            param="model",
-            code="model_not_found",
-        )
     policy.check(body.safety)
-    wanted = body.training.max_seq_length
-    if wanted != "auto" and wanted > base.max_position_embeddings:
-        raise InvalidRequest(
-            f"training.max_seq_length: found {wanted}; the base model {base.name!r} reads at most"
-            f" {base.max_position_embeddings} tokens",
-            param="training.max_seq_length",
-        )
+    base = _usable_base(session, body)
     safety, critic = _choose_critic(session, base, body.safety)
     files = [_usable_file(session, caller, "training_file", body.training_file)]
     if body.validation_file is not None:
@@ -167,6 +153,25 @@ def get_job(session: Session, project_id: str, job_id: str) -> Job:
 def get_job_critic(session: Session, job: Job) -> Critic | None:
     """Return the critic that measures this job."""
     return get_critic(session, job.critic_id) if job.critic_id else None
+
+
+def _usable_base(session: Session, body: JobCreate) -> BaseModel:
+    base = get_base_model(session, body.model)
+    if base is None:
+        known = ", ".join(each.name for each in list_base_models(session)) or "none yet (tether models add)"
+        raise InvalidRequest(
+            f"model: no base model is called {body.model!r}; base models: {known}",
+            param="model",
+            code="model_not_found",
+        )
+    wanted = body.training.max_seq_length
+    if wanted != "auto" and wanted > base.max_position_embeddings:
+        raise InvalidRequest(
+            f"training.max_seq_length: found {wanted}; the base model {base.name!r} reads at most"
+            f" {base.max_position_embeddings} tokens",
+            param="training.max_seq_length",
+        )
+    return base
 
 
 def _choose_critic(session: Session, base: BaseModel, safety: Safety) -> tuple[Safety, Critic | None]:

@@ -93,24 +93,6 @@ class TestCreateFile:
         assert tenant.get("/v1/files")["data"] == []
         assert not stored(tenant, content)
 
-    def test_bytes_that_were_just_stored_again_stay(self, tenant: Tenant) -> None:
-        content = jsonl(unlike_any_other())
-        file_id = tenant.post_file(content).json()["id"]
-        tenant.openai.files.delete(file_id)
-        with unit_of_work(tenant.server.database) as session:
-            session.get_one(File, file_id).deleted_at = utc_now() - timedelta(hours=2)
-        # Another upload may be between its bytes and its row.
-        clean_up(tenant, grace_s=3600)
-        assert stored(tenant, content)
-
-    def test_file_that_a_job_needs_is_kept_until_the_job_has_ended(self, tenant: Tenant) -> None:
-        file_id = tenant.upload()
-        job = tenant.create_job(training_file=file_id)
-        message = refused(tenant.http.delete(f"/v1/files/{file_id}"), 409, code="file_in_use")
-        assert job["id"] in message
-        tenant.openai.fine_tuning.jobs.cancel(job["id"])
-        assert tenant.openai.files.delete(file_id).deleted
-
     def test_client_raises_bad_request(self, tenant: Tenant) -> None:
         with pytest.raises(openai.BadRequestError, match="line 1") as caught:
             tenant.openai.files.create(file=("rows.jsonl", b"nonsense"), purpose="fine-tune")
