@@ -60,9 +60,11 @@ def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> Non
 @cli.command()
 def api(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Run the API alone."""
+    from app.domain.safety_policy import load_policy
     from app.serve import prepare, run_api
 
     settings = settings_of(home)
+    load_policy(settings.policy_file)
     made_key = prepare(settings)
     if made_key is not None:
         out.print(f"API key of the administrator, shown only now: {made_key}")
@@ -105,15 +107,18 @@ def worker(home: Home = None, queue: Annotated[str, typer.Option(help="gpu or cp
 @cli.command()
 def migrate(home: Home = None) -> None:
     """Bring the database to the current schema."""
-    from app.migration import current_revision
+    from app.database import open_engine
     from app.migration import migrate as upgrade
+    from app.migration import newest_revision
 
     settings = settings_of(home)
     make_home(settings)
-    with database_of(settings) as database:
-        upgrade(database.engine)
-        with database.engine.connect() as connection:
-            out.print(f"the database is at revision {current_revision(connection)}")
+    engine = open_engine(settings.database_url)
+    try:
+        upgrade(engine)
+    finally:
+        engine.dispose()
+    out.print(f"the database is at revision {newest_revision()}")
 
 
 @models.command("add")
@@ -124,12 +129,17 @@ def add_model(
 ) -> None:
     """Register a base model, pinned by the SHA-256 of each of its files."""
     from app.base_models.service import register_base_model
+    from app.critics.repository import get_newest_critic
     from app.database import unit_of_work
 
     with database_of(settings_of(home)) as database, unit_of_work(database) as session:
         base = register_base_model(session, name, path)
-        out.print(f"registered {base.name} ({len(base.files)} files, digest {base.digest[:12]})")
-        out.print(f"next: tether critics fit --base {base.name} --data FILE")
+        session.flush()
+        out.print(
+            f"registered {base.name} ({len(base.files)} files, digest {base.digest[:12]}), read from {base.path}"
+        )
+        if get_newest_critic(session, base) is None:
+            out.print(f"next: tether critics fit --base {base.name} --data FILE")
 
 
 @models.command("list")
@@ -211,6 +221,9 @@ def verify(
     """Check an evidence bundle offline. The exit code is 0 where no check failed."""
     from app.domain.verify import verify_bundle
 
+    for given in (adapter, data):
+        if given is not None and not given.is_file():
+            raise typer.BadParameter(f"{given} is not a file that can be read")
     report = verify_bundle(bundle, adapter=adapter, data=data)
     text = json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines())
     out.print(text)
@@ -232,12 +245,20 @@ def doctor(home: Home = None) -> None:
 
 @contextmanager
 def database_of(settings: Settings) -> Iterator["Database"]:
-    """Open the database for one command."""
+    """Open the database for one command. Raises ConfigurationError where it was never made or is not current."""
     from app.database import Database, open_engine
+    from app.migration import is_current
     from app.queue import build_publisher
 
+    if not settings.has_data:
+        raise ConfigurationError(
+            f"{settings.home} holds no Tether data yet; name the right folder with --home or TETHER_HOME, or make it"
+            " with: tether serve"
+        )
     database = Database(open_engine(settings.database_url), build_publisher(settings))
     try:
+        if not is_current(database.engine):
+            raise ConfigurationError("the schema of the database is not current; run: tether migrate")
         yield database
     finally:
         database.engine.dispose()

@@ -40,7 +40,11 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Return a finding for each part, in the order in which they depend on each other."""
-    findings = [*_versions(), _device(), _storage(settings), _broker(settings)]
+    findings = [*_versions(), _device()]
+    if not settings.has_data:
+        todo = "name the right folder with --home or TETHER_HOME, or make it with: tether serve"
+        return [*findings, Finding("data", f"none in {settings.home}", todo)]
+    findings += [_storage(settings), _broker(settings)]
     engine = open_engine(settings.database_url)
     try:
         findings += _database(Database(engine, build_publisher(settings)), settings)

@@ -168,7 +168,15 @@ def describe_validation_error(error: RequestValidationError) -> InvalidRequest:
         message = "unknown field; this service does not know it, and nothing is ignored silently"
     elif first["type"] == "missing":
         message = "this field is required"
-    elif first["type"] not in ("union_tag_invalid", "union_tag_not_found", "value_error"):
+    elif first["type"].startswith("union_tag_"):
+        tag = first["ctx"]["discriminator"].strip("'")
+        path = f"{path}.{tag}" if path else tag
+        message = "missing; it says which of the known kinds this object is"
+        if first["type"] == "union_tag_invalid":
+            message = f"found {first['ctx']['tag']!r}; expected one of {first['ctx']['expected_tags']}"
+    elif first["type"] == "dict_type" and not path:
+        message = "the body is not a JSON object; send one, with the header Content-Type: application/json"
+    elif first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}; found {_shorten(first.get('input'))}"
     where = path or str(first["loc"][0])
     return InvalidRequest(f"{where}: {message}", param=path or None)

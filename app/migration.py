@@ -31,6 +31,12 @@ def current_revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def is_current(engine: Engine) -> bool:
+    """Say whether the database has the schema that the code needs."""
+    with engine.connect() as connection:
+        return current_revision(connection) == newest_revision()
+
+
 def newest_revision() -> str | None:
     """Return the revision that the code needs."""
     return ScriptDirectory.from_config(alembic_config()).get_current_head()

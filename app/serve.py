@@ -13,6 +13,7 @@ import uvicorn
 
 from app import storage
 from app.database import Database, open_engine, unit_of_work
+from app.domain.safety_policy import load_policy
 from app.errors import ConfigurationError
 from app.keys.service import ensure_admin_key
 from app.main import create_app
@@ -44,8 +45,10 @@ def prepare(settings: Settings) -> str | None:
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Run API and reconciler here and a worker per queue as children, until SIGTERM or Ctrl-C."""
-    made_key = prepare(settings)
+    # What can go wrong with the port and the policy goes wrong before a key is made that nobody would see.
     listening = _listen(host, port)
+    load_policy(settings.policy_file)
+    made_key = prepare(settings)
     server = _build_server(settings, host, port)
     address = f"http://{host}:{listening.getsockname()[1]}"
     print(f"Tether listens on {address}/v1 and keeps its data in {settings.home}", flush=True)  # noqa: T201

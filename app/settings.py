@@ -47,7 +47,9 @@ class Settings(BaseModel):
         description="Bucket of files and weights, s3://bucket or s3://bucket/prefix. Default: the storage folder.",
     )
     api_key: SecretStr | None = Field(
-        None, description="The first administrator key. Default: made, and shown once."
+        None,
+        description="An administrator key, added at the start if it is not there yet: set it too when the first one is"
+        " lost. Default: one is made at the first start, and shown once.",
     )
     policy_file: Path | None = Field(
         None,
@@ -101,6 +103,12 @@ class Settings(BaseModel):
     def storage(self) -> Path | str:
         """Where the bytes of files and weights are kept: the URL of a bucket, or a folder."""
         return self.storage_url or self.storage_dir
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is a database to look at. A server may be away; a file that is missing was never made."""
+        file = self.database_url.removeprefix("sqlite:///")
+        return file == self.database_url or Path(file).exists()
 
     def child_environment(self) -> dict[str, str]:
         """Return the environment of a child process: ours, with these settings; the key stays behind."""

@@ -11,6 +11,9 @@ from worker.lease import Lease
 class Preempted(Exception):
     """The worker was told to stop; the work goes back to the queue as it stands."""
 
+    exit_code = 75
+    """Of the process that gave its work back: EX_TEMPFAIL, not a failure."""
+
 
 class Cancelled(Exception):
     """The client wants the work to end."""

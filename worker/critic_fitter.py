@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app import storage
 from app.base_models.service import hash_file, verify_base_model
-from app.database import read_only, unit_of_work
+from app.database import unit_of_work
 from app.domain.dataset import parse_rows
 from app.domain.job import State
 from app.files.service import read_lines
@@ -22,7 +22,7 @@ SEED = 0
 
 def fit_critic(context: Context) -> None:
     """Fit a critic, keep its files in storage, and register it as the newest of its base model."""
-    with read_only(context.database) as session:
+    with unit_of_work(context.database) as session:
         args = context.lease.load(session).args
         base_row = session.get_one(BaseModel, args["base_model"])
     context.lease.move(State.RUNNING)

@@ -1,6 +1,6 @@
 """Checking an uploaded file that was too large to be checked while it was uploaded."""
 
-from app.database import read_only, unit_of_work
+from app.database import unit_of_work
 from app.domain.job import State
 from app.errors import JobFailure
 from app.files.service import check_stored, describe_problems
@@ -11,7 +11,7 @@ from worker.context import Context
 
 def check_file(context: Context) -> None:
     """Give the file its status: processed with its count of rows, or error with every problem found."""
-    with read_only(context.database) as session:
+    with unit_of_work(context.database) as session:
         file_id: str = context.lease.load(session).args["file"]
         file = session.get(File, file_id)
     if file is None or file.deleted_at is not None:

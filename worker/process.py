@@ -29,8 +29,6 @@ from worker.orphan import die_with
 
 log = logging.getLogger("worker")
 
-PREEMPTED = 75
-
 
 def main() -> int:
     """Work on one row and return the exit code."""
@@ -59,16 +57,17 @@ def run(database: Database, settings: Settings, work_id: str) -> int:
     lease.start()
     context = Context(database, settings, lease)
     signal.signal(signal.SIGTERM, lambda *_: context.preempt())
-    log.info("%s %s: attempt %d, epoch %d", work.kind, work_id, work.attempt, work.epoch)
+    log.info("%s %s: attempt %d", work.kind, work_id, work.attempt)
     try:
         KINDS[WorkKind(work.kind)](context)
+        log.info("%s %s: done", work.kind, work_id)
         shutil.rmtree(context.checkpoint_folder, ignore_errors=True)
     except Cancelled:
         log.info("%s: cancelled", work_id)
         return 0 if _end(context, State.CANCELLED, None) else 1
     except Preempted as why:
         log.info("%s: %s", work_id, why)
-        return PREEMPTED if _give_back(context, reason="its worker was told to stop") else 1
+        return Preempted.exit_code if _give_back(context, reason="its worker was told to stop") else 1
     except LeaseLost as error:
         log.warning("%s", error)
         return 1

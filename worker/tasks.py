@@ -12,6 +12,7 @@ from typing import Any
 from celery.signals import worker_shutting_down
 
 from app.settings import Settings
+from worker.context import Preempted
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ class Processes:
         code = process.wait()
         with self._lock:
             self._running = None
-        if code != 0:
+        if code == Preempted.exit_code:
+            log.info("%s was stopped after its checkpoint and goes on later", work_id)
+        elif code != 0:
             log.warning("the process for %s ended with code %d", work_id, code)
 
     def drain_on_shutdown(self) -> None:

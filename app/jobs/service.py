@@ -124,7 +124,7 @@ def cancel_job(session: Session, caller: Caller, job_id: str) -> Job:
     state = State(work.state)
     if state in TERMINAL:
         raise Conflict(
-            f"the job {job.id} has {state}; only a job that has not ended can be cancelled",
+            f"the job {job.id} has ended as {state}; only a job that has not ended can be cancelled",
             code="job_ended",
         )
     work.args = {**work.args, "cancelled_by": caller.key_id}

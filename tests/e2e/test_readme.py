@@ -78,7 +78,7 @@ def test_the_client_code_and_the_commands_work_as_they_stand(service: Service, f
 
 
 def test_the_example_files_come_from_the_command_that_is_named(tmp_path: Path) -> None:
-    command = re.search(r"`(python -m worker\.miniature\.corpus --out \.)`", README)
+    command = re.search(r"\.venv/bin/(python -m worker\.miniature\.corpus --out \.)", README)
     assert command is not None
     arguments = command[1].split()[1:]
     subprocess.run(

@@ -159,7 +159,8 @@ class TestCreateJob:
             ({"training": {"lora_r": "big"}}, "training.lora_r", "invalid_request"),
             ({"training": {"max_seq_length": 513}}, "training.max_seq_length", "invalid_request"),
             ({"safety": "lax"}, "safety", "invalid_request"),
-            ({"safety": {"method": "vaccine"}}, "safety", "invalid_request"),
+            ({"safety": {"method": "vaccine"}}, "safety.method", "invalid_request"),
+            ({"safety": {"beta_min": 0.1}}, "safety.method", "invalid_request"),
             (
                 {"safety": {"method": "adaptive_kl", "beta_min": 0.9, "beta_max": 0.1}},
                 "safety",

@@ -32,8 +32,8 @@ class TestDescribeValidationError:
             ({"training": {"lora_r": 0}}, "training.lora_r", "greater than or equal to 1; found 0"),
             ({"training": {"lora": 0}}, "training.lora", "unknown field"),
             ({"safety": {"method": "fixed_kl"}}, "safety.beta", "this field is required"),
-            ({"safety": {"beta_min": 0.1}}, "safety", "method"),
-            ({"safety": {"method": "magic"}}, "safety", "magic"),
+            ({"safety": {"beta_min": 0.1}}, "safety.method", "missing"),
+            ({"safety": {"method": "magic"}}, "safety.method", "magic"),
             ({"safety": "lax"}, "safety", "no preset is called 'lax'"),
             (
                 {"safety": {"method": "adaptive_kl", "beta_min": 0.9, "beta_max": 0.1}},
