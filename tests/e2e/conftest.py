@@ -28,6 +28,9 @@ needs_processes = pytest.mark.skipif(
     reason="finds processes in /proc, which this system does not have",
 )
 
+on_embedded_default = pytest.mark.parametrize("service", ["sqlite"], indirect=True, scope="session")
+"""For what does not depend on the database, and would only take its time twice."""
+
 
 @dataclass(frozen=True)
 class Service:

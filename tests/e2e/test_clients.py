@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import KEY, Service
+from tests.e2e.conftest import KEY, Service, on_embedded_default
 
 OLD_CLIENT = os.environ.get("TETHER_TEST_OPENAI_1")
 
 
+@on_embedded_default
 @pytest.mark.parametrize(
     ("python", "major"),
     [
@@ -24,6 +25,7 @@ OLD_CLIENT = os.environ.get("TETHER_TEST_OPENAI_1")
             ),
         ),
     ],
+    ids=["newest", "1.x"],
 )
 def test_client_runs_unmodified(service: Service, datasets: dict[str, Path], python: str, major: str) -> None:
     environment = {**os.environ, "OPENAI_BASE_URL": f"{service.url}/v1", "OPENAI_API_KEY": KEY}

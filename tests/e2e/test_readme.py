@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import KEY, Service
+from tests.e2e.conftest import KEY, Service, on_embedded_default
 from worker.miniature.corpus import critic_rows, training_rows
 from worker.miniature.install import WEIGHTS
 
@@ -61,6 +61,7 @@ def test_make_has_the_targets_that_the_readme_names() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+@on_embedded_default
 def test_the_client_code_and_the_commands_work_as_they_stand(service: Service, folder: Path) -> None:
     (code,) = blocks("python")
     printed = run([sys.executable, "-W", "ignore::ResourceWarning", "-c", code], folder, service)
