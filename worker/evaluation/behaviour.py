@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from worker.evaluation.generation import generate_replies
+from worker.training.generation import generate_replies
 
 # From a row and a reply: "harmful", "refused", "answered" or "other", and whether the reply does the user's task.
 Judge = Callable[[dict[str, Any], str], tuple[str, bool]]

@@ -1,4 +1,4 @@
-"""Batched generation for evaluation: left-padded, cached, greedy or sampled over the full vocabulary."""
+"""Batched generation: left-padded, cached, greedy or sampled over the full vocabulary."""
 
 import inspect
 from collections.abc import Iterator, Sequence
