@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 
 from worker.evaluation.behaviour import measure
-from worker.training.generation import choose_tokens, generate_replies
 from worker.miniature.build import FILES, WEIGHTS, load
 from worker.miniature.check import bag_of_words_scores, probe_scores, separation
 from worker.miniature.corpus import evaluation_rows
 from worker.miniature.judge import judge_row
+from worker.training.generation import choose_tokens, generate_replies
 
 
 @pytest.fixture(scope="module")
