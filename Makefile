@@ -2,7 +2,8 @@
 # make test    the tests
 # make check   lint and types
 # make serve   the service in the foreground; HOME_DIR=folder and PORT=number to choose
-# make proof   how well the miniature is protected, over three seeds
+# make bench   how fast training is, against plain training and other trainers; QUICK=1 for three minutes
+# make prove   every attack against every method, over many seeds; QUICK=1 for three minutes, FULL=1 for everything
 # make setup   .venv with everything in it; TORCH_INDEX=url chooses another build of torch
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check serve proof clean
+.PHONY: setup demo test check serve bench prove clean
 
 setup: .venv/complete
 
@@ -40,8 +41,12 @@ check: setup
 serve: setup
 	$(BIN)/tether serve --home $(HOME_DIR) --port $(PORT)
 
-proof: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/protection.py
+bench: setup
+	$(PIP) --editable ".[bench]"
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
+
+prove: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.proving_ground
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-output

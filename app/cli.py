@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -17,19 +18,42 @@ from app.errors import ConfigurationError, TetherError
 from app.settings import Settings, load_settings, make_home
 
 if TYPE_CHECKING:
+    from app.critics.importers import Label
     from app.database import Database
+    from app.models.safety_set import SetKind
+
+WIDTH_OF_A_FILE = 240
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 models = typer.Typer(no_args_is_help=True, help="Base models.")
 critics = typer.Typer(no_args_is_help=True, help="Critics of base models.")
-cli.add_typer(models, name="models")
-cli.add_typer(critics, name="critics")
+anchors = typer.Typer(no_args_is_help=True, help="Requests to which fine-tuned models stay as they were.")
+alignment = typer.Typer(no_args_is_help=True, help="Data that some methods train on beside the user's.")
+for name, group in (
+    ("models", models),
+    ("critics", critics),
+    ("anchors", anchors),
+    ("alignment", alignment),
+):
+    cli.add_typer(group, name=name)
 # Without markup: in «pip install 'tether[worker]'» the brackets are text.
-out = Console(soft_wrap=True, highlight=False, markup=False)
+# Where no terminal says how wide it is, a table needs room: an id that is cut in two cannot be copied.
+out = Console(
+    soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE
+)
 
 Home = Annotated[Path | None, typer.Option(help="Folder of all state. Default: TETHER_HOME or .tether")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
+A_FILE: dict[str, Any] = {"exists": True, "dir_okay": False, "readable": True}
+Base = Annotated[str, typer.Option(help="Name of the base model.")]
+
+
+class AlignmentKind(StrEnum):
+    """What the replies of alignment data are."""
+
+    SAFE = "safe"
+    HARMFUL = "harmful"
 
 
 def main() -> None:
@@ -127,19 +151,28 @@ def add_model(
     path: Annotated[Path, typer.Argument(help="Local Hugging Face model folder (safetensors only).")],
     home: Home = None,
 ) -> None:
-    """Register a base model, pinned by the SHA-256 of each of its files."""
+    """Register a base model, pinned by the SHA-256 of each of its files, with general anchors if it has none."""
     from app.base_models.service import register_base_model
     from app.critics.repository import get_newest_critic
     from app.database import unit_of_work
+    from app.safety_sets.service import GENERIC_ANCHORS, add_missing_set, store_rows
 
-    with database_of(settings_of(home)) as database, unit_of_work(database) as session:
-        base = register_base_model(session, name, path)
-        session.flush()
+    settings = settings_of(home)
+    with database_of(settings) as database:
+        with GENERIC_ANCHORS.open("rb") as file:
+            generic = store_rows(settings, "anchors", file)
+        with unit_of_work(database) as session:
+            base = register_base_model(session, name, path)
+            session.flush()
+            added = add_missing_set(session, base, "anchors", generic)
+            critic = get_newest_critic(session, base)
         out.print(
             f"registered {base.name} ({len(base.files)} files, digest {base.digest[:12]}), read from {base.path}"
         )
-        if get_newest_critic(session, base) is None:
-            out.print(f"next: tether critics fit --base {base.name} --data FILE")
+        if added is not None:
+            out.print(f"it has the general anchors ({added.id}, {added.rows} requests)")
+        if critic is None:
+            out.print(f"next: tether critics fit --base {base.name} --data FILE (or --cold-start)")
 
 
 @models.command("list")
@@ -148,65 +181,176 @@ def list_models(home: Home = None) -> None:
     from app.base_models.repository import list_base_models
     from app.critics.repository import get_newest_critic
     from app.database import read_only
+    from app.safety_sets.repository import get_newest_set
 
-    table = Table("name", "digest", "critic", "path")
+    table = Table("name", "digest", "critic", "anchors", "path")
     with database_of(settings_of(home)) as database, read_only(database) as session:
         for base in list_base_models(session):
             critic = get_newest_critic(session, base)
-            table.add_row(base.name, base.digest[:12], critic.id if critic else "none", base.path)
+            newest = get_newest_set(session, base, "anchors")
+            table.add_row(
+                base.name,
+                base.digest[:12],
+                critic.id if critic else "none",
+                str(newest.rows) if newest else "none",
+                base.path,
+            )
     out.print(table)
 
 
 @critics.command("fit")
 def fit_critic(
-    base: Annotated[str, typer.Option(help="Name of the base model.")],
-    data: Annotated[Path, typer.Option(help='JSON lines: {"messages": […], "label": 0|1, "group": topic}')],
+    base: Base,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="File of labelled requests; may be given again.", **A_FILE)
+    ] = None,
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help='rows: JSON lines {"messages": […], "label": 0|1, "group": topic}. Or a public set as its authors'
+            " publish it: advbench, xstest, jailbreakbench, harmbench. Or text: one request a line.",
+        ),
+    ] = "rows",
+    label: Annotated[
+        int | None, typer.Option(help="What the requests of a text are: 1 harmful, 0 not.", min=0, max=1)
+    ] = None,
+    cold_start: Annotated[
+        bool, typer.Option("--cold-start", help="Use the requests that come with Tether, too or alone.")
+    ] = False,
     home: Home = None,
 ) -> None:
     """Fit the activation critic of a base model and make it the one that new jobs use."""
     import subprocess
 
-    from app.critics.repository import list_critics
-    from app.critics.service import request_fit, store_requests
+    from app.critics.repository import get_critic
+    from app.critics.schemas import quality_of
+    from app.critics.service import gather_requests, request_fit, store_requests
     from app.database import read_only, unit_of_work
     from app.work.repository import get_work
 
+    if not data and not cold_start:
+        raise typer.BadParameter("give labelled requests with --data FILE, or take ours with --cold-start")
+    known = cast("Label | None", label)  # Typer has seen to it.
+    rows = gather_requests(data or (), format_name=format_name, label=known, cold_start=cold_start)
     settings = settings_of(home)
     with database_of(settings) as database:
-        stored = store_requests(settings, data)
+        stored = store_requests(settings, rows)
         with unit_of_work(database) as session:
-            work = request_fit(session, base_name=base, stored=stored)
+            work = request_fit(session, base_name=base, data_sha256=stored)
         # The work is done here and now, by the same process that a worker would start for it.
         environment = settings.child_environment()
         subprocess.run([sys.executable, "-m", "worker.process", work.id], env=environment, check=False)
         with read_only(database) as session:
             done = get_work(session, work.id)
-            if done is None or done.state != "succeeded":
-                message = done.error["message"] if done and done.error else "see the log above"
-                raise TetherError(f"the critic was not fitted: {message}")
-            report = list_critics(session)[-1].report
-            out.print(
-                f"fitted {list_critics(session)[-1].id} for {base}: on held-out groups AUROC"
-                f" {report['auroc']:.3f}, {report['tpr_at_1_percent_fpr']:.0%} of harmful requests found at 1 %"
-                " false positives"
-            )
+            critic = get_critic(session, work.id)
+        if critic is None:
+            message = done.error["message"] if done and done.error else "see the log above"
+            raise TetherError(f"the critic was not fitted: {message}")
+        quality = quality_of(critic)
+        out.print(
+            f"fitted {critic.id} for {base}: on held-out groups AUROC {show(quality['auroc'])}, recall"
+            f" {show(quality['recall'])}, and {show(quality['tpr_at_1_percent_fpr'])} of what is harmful found at 1 %"
+            " false positives"
+        )
 
 
 @critics.command("list")
 def list_fitted(home: Home = None) -> None:
     """List the critics."""
     from app.critics.repository import list_critics
+    from app.critics.schemas import quality_of
     from app.database import read_only
 
-    table = Table("id", "base model", "AUROC", "TPR at 1 % FPR", "fitted at")
+    table = Table("id", "base model", "AUROC", "recall (s > 0)", "TPR at 1 % FPR", "threshold", "fitted at")
     with database_of(settings_of(home)) as database, read_only(database) as session:
         for critic in list_critics(session):
+            quality = quality_of(critic)
             table.add_row(
                 critic.id,
                 critic.base_model,
-                f"{critic.report['auroc']:.3f}",
-                f"{critic.report['tpr_at_1_percent_fpr']:.3f}",
+                show(quality["auroc"]),
+                show(quality["recall"]),
+                show(quality["tpr_at_1_percent_fpr"]),
+                show(critic.threshold),
                 f"{critic.created_at:%Y-%m-%d %H:%M} UTC",
+            )
+    out.print(table)
+
+
+def show(number: float | None) -> str:
+    """Return a figure as tables have it."""
+    return "unknown" if number is None else f"{number:.3f}"
+
+
+@anchors.command("add")
+def add_anchors(
+    base: Base,
+    data: Annotated[
+        Path, typer.Option(help='JSON lines: {"messages": […, the user\'s last]}, 8 to 256 rows', **A_FILE)
+    ],
+    home: Home = None,
+) -> None:
+    """Register anchors of a base model and make them the ones that new jobs use."""
+    add_set(home, "anchors", base, data)
+
+
+@anchors.command("list")
+def list_anchors(home: Home = None) -> None:
+    """List the anchors, newest first."""
+    list_sets(home, "anchors")
+
+
+@alignment.command("add")
+def add_alignment(
+    base: Base,
+    data: Annotated[Path, typer.Option(help="JSON lines, as training files are.", **A_FILE)],
+    kind: Annotated[
+        AlignmentKind,
+        typer.Option(help="safe: replies as they should be. harmful: replies as they should not."),
+    ],
+    home: Home = None,
+) -> None:
+    """Register alignment data of a base model and make it the one that new jobs use."""
+    add_set(home, "alignment" if kind is AlignmentKind.SAFE else "harmful", base, data)
+
+
+@alignment.command("list")
+def list_alignment(home: Home = None) -> None:
+    """List the alignment data, newest first."""
+    list_sets(home, "alignment", "harmful")
+
+
+def add_set(home: Path | None, kind: "SetKind", base: str, data: Path) -> None:
+    """Register a local file as a safety set."""
+    from app.base_models.service import find_base_model
+    from app.database import unit_of_work
+    from app.safety_sets import service
+
+    settings = settings_of(home)
+    with database_of(settings) as database:
+        with data.open("rb") as file:
+            rows = service.store_rows(settings, kind, file)
+        with unit_of_work(database) as session:
+            added = service.add_set(session, find_base_model(session, base), kind, rows)
+        out.print(f"registered {added.id} ({added.rows} rows, kind {kind}) for {base}; new jobs on it use it")
+
+
+def list_sets(home: Path | None, *kinds: "SetKind") -> None:
+    """Print the safety sets of some kinds."""
+    from app.database import read_only
+    from app.safety_sets import repository
+
+    table = Table("id", "base model", "kind", "rows", "SHA-256", "registered at")
+    with database_of(settings_of(home)) as database, read_only(database) as session:
+        for each in repository.list_sets(session, kinds=kinds):
+            table.add_row(
+                each.id,
+                each.base_model,
+                each.kind,
+                str(each.rows),
+                each.sha256[:12],
+                f"{each.created_at:%Y-%m-%d %H:%M} UTC",
             )
     out.print(table)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from sqlalchemy.orm import Session
 
-from app.auth import Caller, authenticate
+from app.auth import Caller, authenticate, require_operator
 from app.database import Database, read_only, unit_of_work
 from app.domain.safety_policy import SafetyPolicy
 from app.settings import Settings
@@ -38,6 +38,12 @@ def get_caller(
     return authenticate(database, authorization)
 
 
+def get_operator(caller: Annotated[Caller, Depends(get_caller)]) -> Caller:
+    """Return the caller where it is an operator. Raises PermissionDenied."""
+    require_operator(caller)
+    return caller
+
+
 def get_session(database: Annotated[Database, Depends(get_database)]) -> Iterator[Session]:
     """Yield the session of a request that writes."""
     with unit_of_work(database) as session:
@@ -54,6 +60,7 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 DatabaseDep = Annotated[Database, Depends(get_database)]
 PolicyDep = Annotated[tuple[SafetyPolicy, str], Depends(get_policy)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
+OperatorDep = Annotated[Caller, Depends(get_operator)]
 # With the scope "function" the commit happens before the answer leaves; by default it would come after.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]

@@ -16,9 +16,10 @@ from app.base_models.service import verify_base_model
 from app.critics.repository import get_newest_critic
 from app.database import Database, open_engine, read_only
 from app.errors import BrokerUnavailable, TetherError
-from app.health import WORKER_SILENCE_MS
+from app.health import WORKER_SILENCE_MS, mend_anchors, mend_critic
 from app.migration import current_revision, newest_revision
 from app.queue import QUEUES, build_publisher, check_broker
+from app.safety_sets.repository import get_newest_set
 from app.settings import Settings
 from app.work.repository import list_live_queues
 
@@ -114,13 +115,11 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
                 todo = _complaint(lambda base=base: verify_base_model(base))  # type: ignore[misc]
                 yield Finding(f"model {base.name}", base.digest[:12], todo)
                 critic = get_newest_critic(session, base)
-                if critic is None:
-                    fit = f"run: tether critics fit --base {base.name} --data FILE"
-                    yield Finding(f"critic of {base.name}", "none", fit)
-                else:
-                    yield Finding(
-                        f"critic of {base.name}", f"{critic.id}, AUROC {critic.report['auroc']:.3f}"
-                    )
+                quality = f"{critic.id}, AUROC {critic.report['auroc']:.3f}" if critic else "none"
+                yield Finding(f"critic of {base.name}", quality, mend_critic(session, base))
+                anchors = get_newest_set(session, base, "anchors")
+                found = f"{anchors.id}, {anchors.rows} requests" if anchors else "none"
+                yield Finding(f"anchors of {base.name}", found, mend_anchors(session, base))
     except SQLAlchemyError as error:
         yield Finding(
             "database", kind, f"not reachable ({type(error).__name__}): start it, or mend TETHER_DATABASE_URL"

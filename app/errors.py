@@ -60,6 +60,14 @@ class NotAuthenticated(TetherError):
     code = "invalid_api_key"
 
 
+class PermissionDenied(TetherError):
+    """The key is good and its role does not allow this."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "permission_denied"
+
+
 class NotFound(TetherError):
     """There is no such thing, or it belongs to another project."""
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from app import storage
 from app.base_models.repository import list_base_models
@@ -14,7 +15,9 @@ from app.database import Database, read_only
 from app.dependencies import DatabaseDep, SettingsDep
 from app.errors import BrokerUnavailable, StorageUnavailable
 from app.migration import current_revision, newest_revision
+from app.models.base_model import BaseModel
 from app.queue import check_broker
+from app.safety_sets.repository import get_newest_set
 from app.settings import Settings
 from app.work.repository import list_live_queues
 
@@ -31,15 +34,18 @@ def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 def readyz(database: DatabaseDep, settings: SettingsDep) -> JSONResponse:
-    """Say whether jobs can run, and what is missing where they cannot."""
-    missing = find_missing(database, settings)
+    """Say whether jobs can run, what is missing where they cannot, and which base models lack something."""
+    missing, advice = examine(database, settings)
     body: dict[str, Any] = {"status": "ready"} if not missing else {"status": "not ready", "missing": missing}
+    if advice:
+        body["advice"] = advice
     return JSONResponse(body, status_code=503 if missing else 200)
 
 
-def find_missing(database: Database, settings: Settings) -> list[str]:
-    """Return what has to be mended before jobs can run; empty when they can."""
-    missing = []
+def examine(database: Database, settings: Settings) -> tuple[list[str], list[str]]:
+    """Return what has to be mended before jobs can run, and what single base models lack for the default preset."""
+    missing: list[str] = []
+    advice: list[str] = []
     try:
         check_broker(settings)
     except BrokerUnavailable as error:
@@ -52,7 +58,7 @@ def find_missing(database: Database, settings: Settings) -> list[str]:
         with read_only(database) as session:
             session.execute(text("SELECT 1"))
             if current_revision(session.connection()) != newest_revision():
-                return [*missing, "the database schema is not current; run: tether migrate"]
+                return [*missing, "the database schema is not current; run: tether migrate"], []
             queues = list_live_queues(session, WORKER_SILENCE_MS)
             missing += [
                 f"no worker is alive for the queue {name}" for name in ("gpu", "cpu") if name not in queues
@@ -61,7 +67,26 @@ def find_missing(database: Database, settings: Settings) -> list[str]:
             if not bases:
                 missing.append("no base model is registered; run: tether models add NAME PATH")
             elif all(get_newest_critic(session, base) is None for base in bases):
-                missing.append("no base model has a critic yet; see: tether doctor")
+                missing.append("no base model has a critic yet; see the advice, or: tether doctor")
+            for base in bases:
+                lacks = (mend_critic(session, base), mend_anchors(session, base))
+                advice += [f"the base model {base.name} {each}" for each in lacks if each is not None]
     except SQLAlchemyError as error:
         missing.append(f"the database cannot be reached ({type(error).__name__})")
-    return missing
+    return missing, advice
+
+
+def mend_critic(session: Session, base: BaseModel) -> str | None:
+    """Return why a base model has no usable critic and what to do; None where it has one."""
+    critic = get_newest_critic(session, base)
+    if critic is not None and critic.threshold is not None:
+        return None
+    lacks = "has no critic" if critic is None else f"has the critic {critic.id} of an earlier version"
+    return f"{lacks}; run: tether critics fit --base {base.name} --data FILE (or --cold-start)"
+
+
+def mend_anchors(session: Session, base: BaseModel) -> str | None:
+    """Return that a base model has no anchors and what to do; None where it has some."""
+    if get_newest_set(session, base, "anchors") is not None:
+        return None
+    return f"has no anchors; run: tether anchors add --base {base.name} --data FILE"

@@ -16,12 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import health
 from app.base_models import endpoints as base_models
+from app.critics import endpoints as critics
 from app.database import Database, open_engine
 from app.domain.safety_policy import load_policy
 from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, TetherError
 from app.files import endpoints as files
 from app.jobs import endpoints as jobs
 from app.queue import build_publisher
+from app.safety_sets import endpoints as safety_sets
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.policy = load_policy(settings.policy_file)
     app.state.database = Database(open_engine(settings.database_url), build_publisher(settings))
-    for router in (health.router, files.router, jobs.router, base_models.router):
-        app.include_router(router)
+    for part in (health, files, jobs, base_models, critics, safety_sets):
+        app.include_router(part.router)
     # What a form has around its file fits into the second part.
     app.add_middleware(BodyLimit, max_bytes=settings.max_file_bytes + FORM_BYTES)
     app.add_middleware(RequestId)

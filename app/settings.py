@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -13,6 +14,8 @@ PREFIX = "TETHER_"
 CLIENT_VARIABLES = frozenset({"TETHER_URL"})
 """Read by commands that speak to a running service, not by the service."""
 TEST_VARIABLES = "TETHER_TEST_"
+SECRETS = frozenset({"api_key", "judge_api_key"})
+"""Fields that are shown to nobody, not even in an error about them."""
 
 TRAINER_DEFAULTS = {
     # Threads that spin while they wait slow each other down tenfold where processes share cores.
@@ -30,7 +33,7 @@ MIB = 1024 * 1024
 class Settings(BaseModel):
     """Frozen settings. The environment name of a field is TETHER_ and the field in capitals."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     home: Path = Field(Path(".tether"), description="Folder of all state on the embedded default.")
     database_url: str = Field("", description="SQLAlchemy URL. Default: SQLite in the home folder.")
@@ -88,6 +91,21 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads of a trainer on the CPU. 0: as many as torch chooses."
     )
+    judge_url: str = Field(
+        "",
+        description="Base URL of the OpenAI-compatible server that judges, such as http://localhost:8001/v1. Default:"
+        " none, and jobs with a judge are refused.",
+    )
+    judge_model: str = Field("", description="Model that judges, by the name that its server knows.")
+    judge_api_key: SecretStr | None = Field(
+        None, description="Key for the judge's server. Only workers need it. Default: none is sent."
+    )
+    judge_timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(
+        60.0, description="Time for one verdict, retries included; then it counts as failed."
+    )
+    judge_concurrency: Annotated[int, Field(ge=1, le=256)] = Field(
+        8, description="Verdicts that a job asks for at once."
+    )
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> "Settings":
@@ -97,6 +115,20 @@ class Settings(BaseModel):
                 f"TETHER_HEARTBEAT_S ({self.heartbeat_s:g}) is too long for TETHER_LEASE_S ({self.lease_s:g}): a lease"
                 " needs room for two heartbeats in three quarters of its length"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_is_usable(self) -> "Settings":
+        # What is wrong is said without the value: a URL may hold a password, and a key is one.
+        if bool(self.judge_url) is not bool(self.judge_model):
+            raise ValueError("TETHER_JUDGE_URL and TETHER_JUDGE_MODEL need each other; set both or none")
+        if self.judge_url and not _is_plain_url(self.judge_url):
+            raise ValueError(
+                "TETHER_JUDGE_URL is not of the form http://host:port/v1 or https://…, without user, query and fragment"
+            )
+        key = self.judge_api_key.get_secret_value() if self.judge_api_key else ""
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise ValueError("TETHER_JUDGE_API_KEY has characters that no HTTP header can carry")
         return self
 
     @property
@@ -111,14 +143,28 @@ class Settings(BaseModel):
         return file == self.database_url or Path(file).exists()
 
     def child_environment(self) -> dict[str, str]:
-        """Return the environment of a child process: ours, with these settings; the key stays behind."""
-        values = self.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)
-        ours = {name: value for name, value in os.environ.items() if name != PREFIX + "API_KEY"}
+        """Return the environment of a child process: ours, with these settings; the API's key stays behind."""
+        values = self.model_dump(mode="json", exclude=set(SECRETS), exclude_none=True)
+        if self.judge_api_key is not None:
+            values["judge_api_key"] = self.judge_api_key.get_secret_value()
+        secret = {PREFIX + name.upper() for name in SECRETS}
+        ours = {name: value for name, value in os.environ.items() if name not in secret}
         return {
             **TRAINER_DEFAULTS,
             **ours,
             **{PREFIX + name.upper(): str(value) for name, value in values.items()},
         }
+
+
+def _is_plain_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # Raises where it is no number.
+    except ValueError:
+        return False
+    printable = url.isascii() and url.isprintable() and " " not in url
+    plain = "@" not in parts.netloc and "?" not in url and "#" not in url
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and printable and plain
 
 
 def make_home(settings: Settings) -> None:
@@ -153,8 +199,9 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
         first = error.errors()[0]
         if not first["loc"]:
             raise ConfigurationError(first["msg"].removeprefix("Value error, ")) from None
-        name = PREFIX + str(first["loc"][0]).upper()
-        raise ConfigurationError(f"{name}: {first['msg']} (found {first['input']!r})") from None
+        field = str(first["loc"][0])
+        found = "" if field in SECRETS else f" (found {first['input']!r})"
+        raise ConfigurationError(f"{PREFIX}{field.upper()}: {first['msg']}{found}") from None
     home = settings.home.absolute()
     completed = {
         "home": home,

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from app.domain.training_spec import PRESETS, Hyperparameters, Safety, TrainingOptions, resolve
+from app.domain.safety_spec import PRESETS, Safety
+from app.domain.training_spec import Hyperparameters, TrainingOptions, resolve
 from worker.evaluation.behaviour import measure
 from worker.miniature.corpus import critic_rows, evaluation_rows, training_rows
 from worker.miniature.install import WEIGHTS

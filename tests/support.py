@@ -64,8 +64,9 @@ def safetensors_bytes() -> bytes:
 
 
 def add_base_model(database: Database, name: str, folder: Path) -> BaseModel:
-    """Register a model folder, and a critic for it as if one had been fitted."""
+    """Register a model folder, with a critic as if one had been fitted, and anchors as if some had been stored."""
     from app.database import unit_of_work
+    from app.safety_sets.service import Rows, add_set
 
     with unit_of_work(database) as session:
         base = register_base_model(session, name, write_model_folder(folder))
@@ -80,9 +81,11 @@ def add_base_model(database: Database, name: str, folder: Path) -> BaseModel:
                 report={"auroc": 0.97, "tpr_at_1_percent_fpr": 0.88},
                 low=-2.0,
                 high=3.0,
+                threshold=0.5,
                 created_at=utc_now(),
             )
         )
+        add_set(session, base, "anchors", Rows("e" * 64, 96))
     return base
 
 

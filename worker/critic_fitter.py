@@ -1,4 +1,4 @@
-"""Fitting the activation critic of a base model from labelled requests."""
+"""Fitting the activation critic of a base model from labelled requests and replies."""
 
 import tempfile
 from pathlib import Path
@@ -9,12 +9,12 @@ from app.database import unit_of_work
 from app.domain.dataset import parse_rows
 from app.domain.job import State
 from app.files.service import read_lines
-from app.models.base import new_id, utc_now
+from app.models.base import utc_now
 from app.models.base_model import BaseModel, Critic
 from app.work import repository
 from worker.context import Context
+from worker.training.critics import probe
 from worker.training.critics.activation import save_critic
-from worker.training.critics.probe import collect_features, fit_probe
 from worker.training.models import choose_device, load_base, set_determinism, template_digest
 
 SEED = 0
@@ -31,21 +31,16 @@ def fit_critic(context: Context) -> None:
     model, tokenizer = load_base(Path(base_row.path), device=choose_device())
     with storage.open_stored(context.settings.storage, args["data_sha256"]) as file:
         rows = parse_rows(read_lines(file))
-    features = collect_features(model, tokenizer, rows)
-    context.check()
-    report, weights = fit_probe(
-        features, [row["label"] for row in rows], [row["group"] for row in rows], SEED
-    )
+    fitted = probe.fit_critic(model, tokenizer, rows, seed=SEED, on_progress=context.check)
     with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:
         folder = Path(temporary)
         digest = save_critic(
             folder,
-            weights,
-            low=report.low,
-            high=report.high,
+            fitted.probes,
+            fitted.points,
             base_digest=base_row.digest,
             template_digest=template_digest(tokenizer),
-            report=report.to_dict(),
+            report=fitted.report,
         )
         files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
         for path in folder.iterdir():
@@ -54,14 +49,13 @@ def fit_critic(context: Context) -> None:
         work = context.lease.load(session)
         session.add(
             Critic(
-                id=new_id("critic_"),
+                id=work.id,
                 base_model=base_row.name,
                 base_digest=base_row.digest,
                 digest=digest,
                 files=files,
-                report={**report.to_dict(), "data_sha256": args["data_sha256"]},
-                low=report.low,
-                high=report.high,
+                report={**fitted.report, "data_sha256": args["data_sha256"]},
+                **fitted.points._asdict(),
                 created_at=utc_now(),
             )
         )

@@ -3,6 +3,7 @@
 Each write is one transaction, fenced by the lease's epoch.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -25,9 +26,13 @@ from app.models.job import Checkpoint, Job, Step
 from app.storage import Stored
 from app.work import repository as work_repository
 from worker.context import Context
+from worker.training.critics.judge import LiveScore
+from worker.training.loop import Drift
 
 EVENT_INTERVAL_S = 1.0
 """Metrics events come at most this often; the lossless curve is in the steps."""
+LIVE_SCORES_PER_LEAF = 16
+"""With all their votes they stay far below the longest leaf."""
 
 
 class Journal:
@@ -48,7 +53,7 @@ class Journal:
         self._first_step_at = 0.0
         self._steps_before = 0
         self._last_event_at = float("-inf")
-        self._last: StepRecord | None = None
+        self._last: Mapping[str, Any] | None = None
 
     def begin(
         self,
@@ -95,23 +100,42 @@ class Journal:
         with read_only(self._context.database) as session:
             return [parse_risk_row(entry) for entry in load_risk_table(session, self._context.lease.work_id)]
 
-    def record_risks(
-        self, rows: Sequence[RiskEntry], *, dropped: int, low: float | None, high: float | None
+    def plan_steps(self, total_steps: int) -> None:
+        """Correct the number of steps, now that it is known which rows are dropped."""
+        self._total_steps = total_steps
+        with unit_of_work(self._context.database) as session:
+            self._context.lease.load(session)
+            repository.load_job(session, self._context.lease.work_id).total_steps = total_steps
+
+    def record_reference_pass(
+        self,
+        rows: Sequence[RiskEntry],
+        *,
+        dropped: int,
+        low: float | None,
+        high: float | None,
+        anchors: Mapping[str, Any] | None,
+        alignment: Mapping[str, Any] | None,
     ) -> None:
-        """Commit to the risk of every row, once and before the first step."""
+        """Commit to the risk of every row and to the registered sets, once and before the first step."""
         entries, body = build_risk_table(
             rows, dropped=dropped, critic_sha256=self._critic_sha256, low=low, high=high
         )
         with unit_of_work(self._context.database) as session:
             self._append(session, "risk.table", body)
+            if anchors is not None:
+                self._append(session, "anchors", anchors)
+            if alignment is not None:
+                self._append(session, "alignment", alignment)
             save_risk_table(session, self._context.lease.work_id, entries)
 
     def record_step(self, record: StepRecord) -> None:
         """Record an optimiser step. Raises where the work must stop here."""
         self._context.lease.check()
         body = record.to_dict()
+        shown = {name: _finite_or_none(value) for name, value in body.items()}
         self._add(body)
-        self._last = record
+        self._last = shown
         with unit_of_work(self._context.database) as session:
             self._append(
                 session,
@@ -119,7 +143,7 @@ class Journal:
                 {**body, "critic_sha256": self._critic_sha256, "policy_sha256": self._policy_sha256},
             )
             job = repository.load_job(session, self._context.lease.work_id)
-            repository.save_step(session, job, record.step, body)
+            repository.save_step(session, job, record.step, shown)
             # The row was just read, so that a cancellation is obeyed at the next step, whenever the heartbeat is.
             self._context.lease.desired = Desired(job.work.desired)
             self._show(job)
@@ -127,8 +151,43 @@ class Journal:
             if now - self._last_event_at >= EVENT_INTERVAL_S or record.step == self._total_steps:
                 self._last_event_at = now
                 message = f"Step {record.step}/{self._total_steps}: training loss={record.nll:.2f}"
-                data = {**step_metrics(record), "total_steps": self._total_steps}
+                data = {**step_metrics(shown), "total_steps": self._total_steps}
                 repository.add_event(session, job, message, type="metrics", data=data)
+            if record.skipped:
+                message = f"Step {record.step} was skipped: its loss was {record.loss}, its gradient norm {record.grad_norm}"
+                repository.add_event(session, job, message, level="warn")
+
+    def record_drift(self, drift: Drift) -> None:
+        """Record what the run-level monitor measured after a step, and say so where it is too much."""
+        body = {"step": drift.step, "kl": drift.kl, **drift.state._asdict()}
+        monitor = self._spec.safety.monitor
+        if monitor is None:
+            raise ValueError("a drift was measured in a job without a monitor")
+        with unit_of_work(self._context.database) as session:
+            self._append(session, "monitor", body)
+            job = repository.load_job(session, self._context.lease.work_id)
+            repository.save_drift(session, job, drift.step, _finite_or_none(drift.kl))
+            if not drift.kl <= monitor.limit:
+                message = (
+                    f"Step {drift.step}: the model has drifted {drift.kl:.3f} nats a token from its reference on"
+                    f" prompts that nobody trains on; the limit is {monitor.limit:g}"
+                )
+                repository.add_event(session, job, message, level="warn")
+
+    def record_live(self, step: int, scores: Sequence[LiveScore]) -> None:
+        """Record what a live judge has said, before the first step that it counts for."""
+        with unit_of_work(self._context.database) as session:
+            found = [score._asdict() for score in scores]
+            for start in range(0, len(found), LIVE_SCORES_PER_LEAF):
+                body = {"step": step, "scores": found[start : start + LIVE_SCORES_PER_LEAF]}
+                self._append(session, "live", body)
+            job = repository.load_job(session, self._context.lease.work_id)
+            highest = max(score.s for score in scores)
+            message = (
+                f"A judge graded {len(scores)} answers of the model after step {scores[0].asked_at}; the highest s is"
+                f" {highest:.2f}, which counts from step {step} on"
+            )
+            repository.add_event(session, job, message)
 
     def record_validation(self, step: int, loss: float, token_accuracy: float) -> None:
         """Note what the validation file says after a step."""
@@ -137,7 +196,7 @@ class Journal:
             self._context.lease.load(session)
             job = repository.load_job(session, self._context.lease.work_id)
             repository.save_validation(session, job, step, values)
-            train = step_metrics(self._last) if self._last and self._last.step == step else {}
+            train = step_metrics(self._last) if self._last and self._last["step"] == step else {}
             message = f"Step {step}/{self._total_steps}: validation loss={loss:.2f}"
             data = {"step": step, **train, **values, "total_steps": self._total_steps}
             repository.add_event(session, job, message, type="metrics", data=data)
@@ -183,7 +242,7 @@ class Journal:
 
     def _add(self, record: Mapping[str, Any]) -> None:
         self._steps += 1
-        self._tokens += record["tokens"]
+        self._tokens += 0 if record.get("skipped") else record["tokens"]
         self._risk_sum += record["risk_mean"] or 0.0
         self._beta_sum += record["beta_mean"]
 
@@ -214,13 +273,13 @@ class Journal:
         }
 
 
-def step_metrics(record: StepRecord) -> dict[str, Any]:
+def step_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a step as the data of a metrics event: the wire's names first, then ours."""
     return {
-        "step": record.step,
-        "train_loss": record.nll,
-        "train_mean_token_accuracy": record.token_accuracy,
-        **safety_metrics(record.to_dict()),
+        "step": record["step"],
+        "train_loss": record["nll"],
+        "train_mean_token_accuracy": record["token_accuracy"],
+        **safety_metrics(record),
     }
 
 
@@ -234,4 +293,10 @@ def safety_metrics(record: Mapping[str, Any]) -> dict[str, Any]:
         "beta_max": record["beta_max"],
         "nll": record["nll"],
         "kl": record["kl"],
+        "anchor_kl": record["anchor_kl"],
     }
+
+
+def _finite_or_none(value: Any) -> Any:
+    """Return what JSON can carry: a number that is none becomes null, beside a record that says why."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -39,6 +39,8 @@ def main() -> int:
     if arguments.parent is not None:
         die_with(arguments.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A line for each of a judge's verdicts would bury everything else.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = load_settings()
     # On a machine of its own nothing else has made the folder yet, and temporary files go there.
     make_home(settings)

@@ -3,6 +3,8 @@
 import logging
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +16,31 @@ from app import storage
 from app.base_models.service import verify_base_model
 from app.database import read_only, unit_of_work
 from app.domain import ledger, risk_table
+from app.domain.control_law import compute_s, compute_treatment
 from app.domain.dataset import parse_rows
 from app.domain.job import State, model_name
-from app.domain.training_spec import ActivationCritic, TrainingSpec
+from app.domain.safety_spec import AdaptiveKL, AnySafety, Filter
+from app.domain.training_spec import TrainingSpec
 from app.errors import JobFailure
 from app.files.service import read_lines
 from app.jobs import repository
 from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Job
+from app.models.safety_set import SafetySet
 from worker.context import Cancelled, Context, Preempted
 from worker.journal import Journal
+from worker.judge_client import build_judge
 from worker.publisher import publish, store_adapter
 from worker.training.checkpoint import CheckpointDamaged, LoadedCheckpoint, load_checkpoint
+from worker.training.critics.activation import SScale
+from worker.training.critics.combined import find_judge, read_texts
+from worker.training.critics.judge import Conversation, LiveJudge
 from worker.training.critics.protocol import Critic as LoadedCritic
 from worker.training.critics.registry import load_critic
-from worker.training.data import TokenizedData, tokenize_rows
-from worker.training.loop import Checkpoint, Stop, fit, total_steps
+from worker.training.data import TokenizedData, TokenizedRow, tokenize_rows
+from worker.training.live import LiveCritic, opening
+from worker.training.loop import Checkpoint, Stop, fit, plan_run
 from worker.training.models import (
     add_adapter,
     choose_device,
@@ -39,7 +49,9 @@ from worker.training.models import (
     set_determinism,
     template_digest,
 )
-from worker.training.reference import ReferencePass, RowRisk, run_reference_pass
+from worker.training.reference import RowRisk
+from worker.training.run import Prepared, prepare
+from worker.training.step import RunData
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +65,13 @@ class Assignment:
     job: Job
     base: BaseModel
     critic: Critic | None
+    anchors: SafetySet | None
+    alignment: SafetySet | None
     training_file: File
     validation_file: File | None
     spec: TrainingSpec
+    critic_sha256: str | None
+    """The critic that the job was created with."""
     policy_sha256: str
 
 
@@ -73,6 +89,19 @@ def train(context: Context) -> None:
     validation = None
     if assignment.validation_file is not None:
         validation = load_rows(context, assignment.validation_file, tokenizer, spec, param="validation_file")
+    alignment = load_set(context, assignment.alignment)
+    texts = load_texts(context, assignment, data)
+    aligned = (
+        tokenize_rows(
+            tokenizer,
+            alignment,
+            max_seq_length=spec.max_seq_length,
+            overlength="drop",
+            param="safety.alignment_file",
+        ).rows
+        if alignment
+        else ()
+    )
     critic = load_job_critic(context, assignment, tokenizer)
     journal = Journal(
         context,
@@ -83,12 +112,14 @@ def train(context: Context) -> None:
     resume = find_checkpoint(context, assignment.job.id)
     journal.begin(
         from_step=resume.info.step if resume else 0,
-        total_steps=total_steps(spec, len(data.rows)),
+        total_steps=plan_run(spec, n_rows=len(data.rows), n_alignment=len(aligned)).total_steps,
         checkpoint_sha256=ledger.digest_of(resume.info.files) if resume else None,
         environment={name: ledger.identifier(str(value)) for name, value in environment(device).items()},
         device=ledger.identifier(str(device)),
     )
-    reference_pass = measure(context, journal, assignment, base, data, critic)
+    run_data = measure(context, journal, assignment, base, tokenizer, data, texts, aligned, critic)
+    plan = plan_run(spec, n_rows=len(run_data.rows), n_alignment=len(run_data.alignment))
+    journal.plan_steps(plan.total_steps)
     model = add_adapter(base, spec, spec.seed)
 
     def on_checkpoint(checkpoint: Checkpoint) -> None:
@@ -98,20 +129,22 @@ def train(context: Context) -> None:
         context.lease.check()
         return "cancel" if context.cancelled else "preempt" if context.preempted else None
 
-    result = fit(
-        model,
-        data.rows,
-        spec,
-        risks=reference_pass.risks,
-        cache=reference_pass.cache,
-        validation_rows=validation.rows if validation else (),
-        resume=resume,
-        checkpoint_folder=context.checkpoint_folder,
-        on_step=journal.record_step,
-        on_checkpoint=on_checkpoint,
-        on_validation=journal.record_validation,
-        should_stop=should_stop,
-    )
+    live = build_live(context, journal, assignment, tokenizer, texts, run_data)
+    with closing(live) if live else nullcontext():
+        result = fit(
+            model,
+            run_data,
+            spec,
+            validation_rows=validation.rows if validation else (),
+            resume=resume,
+            live=live,
+            checkpoint_folder=context.checkpoint_folder,
+            on_step=journal.record_step,
+            on_drift=journal.record_drift,
+            on_checkpoint=on_checkpoint,
+            on_validation=journal.record_validation,
+            should_stop=should_stop,
+        )
     if result.stopped == "cancel":
         raise Cancelled(f"stopped after step {result.steps} of {result.total_steps}")
     if result.stopped == "preempt":
@@ -127,15 +160,22 @@ def load_assignment(context: Context) -> Assignment:
         job = repository.load_job(session, context.lease.work_id)
         base = session.get_one(BaseModel, job.model)
         critic = session.get(Critic, job.critic_id) if job.critic_id else None
+        safety = TrainingSpec.model_validate(job.spec).safety
+        anchors, alignment = (
+            session.get_one(SafetySet, set_id) if set_id else None for set_id in set_ids(safety)
+        )
         files = [session.get(File, each) for each in (job.training_file, job.validation_file) if each]
         created = repository.load_created_record(session, job.id)
     return Assignment(
         job=job,
         base=base,
         critic=critic,
+        anchors=anchors,
+        alignment=alignment,
         training_file=_present(files[0], "training_file"),
         validation_file=_present(files[1], "validation_file") if len(files) > 1 else None,
         spec=TrainingSpec.model_validate(job.spec),
+        critic_sha256=created["body"]["critic"] and created["body"]["critic"]["sha256"],
         policy_sha256=created["body"]["policy_sha256"],
     )
 
@@ -144,32 +184,99 @@ def load_rows(
     context: Context, file: File, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec, *, param: str
 ) -> TokenizedData:
     """Read a file from storage and tokenize its rows."""
-    with storage.open_stored(context.settings.storage, file.sha256) as stored:
-        rows: list[dict[str, Any]] = parse_rows(read_lines(stored))
     return tokenize_rows(
-        tokenizer, rows, max_seq_length=spec.max_seq_length, overlength=spec.overlength, param=param
+        tokenizer,
+        read_rows(context, file.sha256),
+        max_seq_length=spec.max_seq_length,
+        overlength=spec.overlength,
+        param=param,
     )
+
+
+def read_rows(context: Context, sha256: str) -> list[dict[str, Any]]:
+    """Read the rows of a stored file, its bytes checked against its digest."""
+    with storage.open_stored(context.settings.storage, sha256) as stored:
+        rows: list[dict[str, Any]] = parse_rows(read_lines(stored))
+    return rows
+
+
+def load_texts(context: Context, assignment: Assignment, data: TokenizedData) -> dict[int, Conversation]:
+    """Return what a judge reads of each row that is left to train on, by its index; nothing without a judge."""
+    if find_judge(assignment.spec.safety.critic) is None:
+        return {}
+    rows = read_rows(context, assignment.training_file.sha256)
+    return {row.index: rows[row.index]["messages"] for row in data.rows}
 
 
 def load_job_critic(
     context: Context, assignment: Assignment, tokenizer: PreTrainedTokenizerBase
 ) -> LoadedCritic | None:
-    """Return the critic of the job, its files checked against their digests."""
-    wanted = assignment.spec.safety.critic
-    if wanted is None:
+    """Return the critic of the job; the files of the fitted one in it are checked against their digests.
+
+    Raises JobFailure where it is not the one that the job was created with.
+    """
+    safety, job, fitted = assignment.spec.safety, assignment.job, assignment.critic
+    if safety.critic is None:
         return None
-    digests = {"base_digest": assignment.base.digest, "template_digest": template_digest(tokenizer)}
-    if not isinstance(wanted, ActivationCritic):
-        return load_critic(wanted, folder=None, **digests)
-    if assignment.critic is None:
+    if job.critic_id is not None and fitted is None:
         raise JobFailure(
-            f"the critic {wanted.id} of this job is not registered any more", code="critic_not_found"
+            f"the critic {job.critic_id} of this job is not registered any more", code="critic_not_found"
         )
     with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:
         folder = Path(temporary)
-        for name, sha256 in assignment.critic.files.items():
+        for name, sha256 in fitted.files.items() if fitted else ():
             (folder / name).write_bytes(storage.read_checked(context.settings.storage, sha256))
-        return load_critic(wanted, folder=folder, **digests)
+        critic = load_critic(
+            safety.critic,
+            folder=folder if fitted else None,
+            base_digest=assignment.base.digest,
+            template_digest=template_digest(tokenizer),
+            s_scale=scale_of(safety),
+            judge=build_judge(context.settings) if find_judge(safety.critic) else None,
+        )
+    if critic.digest != assignment.critic_sha256:
+        raise JobFailure(
+            "the critic is not the one that this job was created with: the judge's model or its rubric changed, or the"
+            " workers' judge is another than the API's. Submit the job again",
+            code="critic_changed",
+            param="safety.critic",
+        )
+    return critic
+
+
+def build_live(
+    context: Context,
+    journal: Journal,
+    assignment: Assignment,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[int, Conversation],
+    data: RunData,
+) -> LiveCritic | None:
+    """Return the live judge of a job that has one. What fills in for it is what the activation critic read of a row."""
+    safety, fitted = assignment.spec.safety, assignment.critic
+    fields = find_judge(safety.critic)
+    if fields is None or fields.mode != "live":
+        return None
+    fallback = {
+        row: compute_s(risk.log_odds, fitted.low, fitted.high, scale_of(safety))
+        for row, risk in data.risks.items()
+        if fitted is not None and risk.log_odds is not None
+    }
+    prompts = {row.index: opening(texts[row.index]) for row in data.rows}
+    judge = LiveJudge(build_judge(context.settings), fields, prompts, fallback=fallback)
+    return LiveCritic(
+        judge, fields, tokenizer, data.rows, seed=assignment.spec.seed, on_scores=journal.record_live
+    )
+
+
+def scale_of(safety: AnySafety) -> SScale:
+    """Return how a method reads an activation critic's log-odds."""
+    return safety.s_scale if isinstance(safety, AdaptiveKL | Filter) else "points"
+
+
+def load_set(context: Context, registered: SafetySet | None) -> list[dict[str, Any]]:
+    """Read the rows of a registered set; none where the job has no such set."""
+    return read_rows(context, registered.sha256) if registered else []
 
 
 def measure(
@@ -177,50 +284,116 @@ def measure(
     journal: Journal,
     assignment: Assignment,
     base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     data: TokenizedData,
+    texts: Mapping[int, Conversation],
+    alignment: Sequence[TokenizedRow],
     critic: LoadedCritic | None,
-) -> ReferencePass:
-    """Run the reference pass, and commit to the risk of every row.
+) -> RunData:
+    """Run the reference pass, and commit to the risk of every row and to what it is trained on.
 
-    A resumed job keeps the risks that it committed to; the pass then only fills the cache again, and the rows
-    must be the same.
+    A resumed job keeps the risks that it committed to; the pass then only fills the cache again, and the rows and the
+    reference's replies must be the same.
     """
-    key = assignment.training_file.commitment_key
-    commitments = {
-        row.index: risk_table.row_commitment(key, row.input_ids, row.loss_mask) for row in data.rows
-    }
-    recorded = journal.load_risks()
-    found = run_reference_pass(
+    recorded = {entry.row: entry for entry in journal.load_risks()}
+    known = {
+        row: RowRisk(row, entry.log_odds, entry.s, entry.status, entry.votes)
+        for row, entry in recorded.items()
+    } or None
+    if known is not None and known.keys() != {row.index for row in data.rows}:
+        raise _data_changed()
+    if known is None and critic is not None:
+        critic = read_texts(critic, texts, on_progress=lambda _: context.check())
+    anchors = load_set(context, assignment.anchors)
+    found = prepare(
         base,
+        tokenizer,
         data.rows,
-        None if recorded else critic,
+        assignment.spec,
+        critic,
+        anchors=anchors,
+        alignment=alignment,
+        known=known,
         cache_budget_bytes=context.settings.reference_cache_bytes,
         on_progress=lambda _: context.check(),
     )
+    entries = risk_entries(assignment, data, found)
     if recorded:
-        if {entry.row: entry.commitment for entry in recorded} != commitments:
-            raise JobFailure(
-                "the rows are no longer the ones that this job recorded; their file, the tokenizer or its"
-                " template changed. Submit the job again",
-                code="data_changed",
-                param="training_file",
-            )
-        risks = tuple(
-            RowRisk(entry.row, entry.log_odds, entry.s, entry.status)  # type: ignore[arg-type]
-            for entry in recorded
-        )
-        return ReferencePass(risks, found.cache)
+        if recorded != {entry.row: entry for entry in entries}:
+            raise _data_changed()
+        return found.data
     points = (assignment.critic.low, assignment.critic.high) if assignment.critic else (None, None)
-    journal.record_risks(
-        [
-            risk_table.RiskRow(risk.row, commitments[risk.row], risk.log_odds, risk.s, risk.status)
-            for risk in found.risks
-        ],
+    journal.record_reference_pass(
+        entries,
         dropped=len(data.dropped),
         low=points[0],
         high=points[1],
+        anchors=_describe_anchors(assignment.anchors, found.data),
+        alignment=_describe_alignment(assignment.alignment, found.data),
     )
-    return found
+    return found.data
+
+
+def risk_entries(assignment: Assignment, data: TokenizedData, found: Prepared) -> list[risk_table.RiskRow]:
+    """Return what is committed of each row: its risk, what becomes of it, and what it is trained on instead."""
+    key = assignment.training_file.commitment_key
+    law = assignment.spec.safety.model_dump()
+    entries = []
+    for row, risk in zip(data.rows, found.risks, strict=True):
+        replay = found.replayed.get(row.index)
+        entries.append(
+            risk_table.RiskRow(
+                row.index,
+                _commit(key, row),
+                risk.log_odds,
+                risk.s,
+                risk.status,
+                compute_treatment(law, risk.s),
+                _commit(key, replay) if replay else None,
+                risk.votes,
+            )
+        )
+    return entries
+
+
+def set_ids(safety: AnySafety) -> tuple[str | None, str | None]:
+    """Return the ids of the registered sets that a job was pinned to: its anchors and its alignment data."""
+    anchors = next((each.id for each in (safety.anchors, safety.monitor) if each is not None), None)
+    return anchors, getattr(safety, "alignment_file", None)
+
+
+def _describe_anchors(registered: SafetySet | None, data: RunData) -> dict[str, Any] | None:
+    if registered is None:
+        return None
+    trained, monitored = (
+        [{"row": row.index, "commitment": _commit(registered.commitment_key, row)} for row in rows]
+        for rows in (data.anchors, data.monitored)
+    )
+    return {
+        "id": registered.id,
+        "sha256": registered.sha256,
+        "trained": trained,
+        "monitored": monitored,
+    }
+
+
+def _describe_alignment(registered: SafetySet | None, data: RunData) -> dict[str, Any] | None:
+    if registered is None:
+        return None
+    return {"id": registered.id, "sha256": registered.sha256, "rows": len(data.alignment)}
+
+
+def _commit(key: bytes, row: TokenizedRow) -> str:
+    return risk_table.row_commitment(key, row.input_ids, row.loss_mask)
+
+
+def _data_changed() -> JobFailure:
+    return JobFailure(
+        "the rows are no longer the ones that this job recorded; their file, the tokenizer or its template changed."
+        " Submit the job again",
+        code="data_changed",
+        param="training_file",
+    )
 
 
 def find_checkpoint(context: Context, job_id: str) -> LoadedCheckpoint | None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.base_models import repository
 from app.domain.ledger import digest_of
-from app.errors import Conflict, InvalidBaseModel, StorageUnavailable
+from app.errors import Conflict, InvalidBaseModel, InvalidRequest, StorageUnavailable
 from app.models.base import utc_now
 from app.models.base_model import BaseModel
 
@@ -64,6 +64,19 @@ def register_base_model(session: Session, name: str, folder: Path) -> BaseModel:
         ) from None
     base = BaseModel(name=name, path=str(folder), digest=digest, files=files, created_at=utc_now(), **sizes)
     session.add(base)
+    return base
+
+
+def find_base_model(session: Session, name: str) -> BaseModel:
+    """Return the base model that a request names. Raises InvalidRequest that lists those that there are."""
+    base = repository.get_base_model(session, name)
+    if base is None:
+        known = ", ".join(each.name for each in repository.list_base_models(session))
+        raise InvalidRequest(
+            f"model: no base model is called {name!r}; base models: {known or 'none yet (tether models add)'}",
+            param="model",
+            code="model_not_found",
+        )
     return base
 
 

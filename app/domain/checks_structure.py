@@ -6,6 +6,7 @@ library only.
 
 from collections.abc import Callable
 
+from app.domain.leaf_schema import Leaf
 from app.domain.ledger import digest_of
 from app.domain.verification import Broken, JobSoFar, NotChecked, counted, ensured, is_same
 
@@ -65,6 +66,9 @@ def _grammar_each(job: JobSoFar) -> None:  # noqa: PLR0912 - one branch per rule
         raise Broken(f"{kind} after job.end, which must be the last record", job.seq)
     if kind in _OWNERS_RECORDS and job.spec is None:
         raise Broken(f"{kind} before job.start", job.seq)
+    if kind in _VERSIONED and job.version < job.newest:
+        # An older form says less; a job that began with a newer one must not fall back to it.
+        raise Broken(f"{job.record['t']} after a record of version {job.newest}", job.seq)
     if kind == "job.created":
         if job.body["spec_sha256"] != digest_of(job.body["spec"]):
             raise Broken("spec_sha256 is not the digest of spec", job.seq)
@@ -74,7 +78,7 @@ def _grammar_each(job: JobSoFar) -> None:  # noqa: PLR0912 - one branch per rule
         if job.body["from_step"] or job.body["checkpoint_sha256"]:
             raise Broken("job.start begins from a checkpoint; only job.resume may", job.seq)
         asked, resolved = ensured(job.created)["spec"]["safety"], job.body["spec"]["safety"]
-        other = _contradiction("safety", asked, resolved)
+        other = _contradiction("safety", asked, resolved) or _contradicted_null(asked, resolved)
         if other:
             raise Broken(f"job.start contradicts what job.created asked for: {other}", job.seq)
     elif kind == "job.resume":
@@ -83,14 +87,41 @@ def _grammar_each(job: JobSoFar) -> None:  # noqa: PLR0912 - one branch per rule
     elif kind == "risk.table":
         if job.table is not None:
             raise Broken("a second risk.table", job.seq)
-    elif kind == "step":
+    elif kind in ("anchors", "alignment"):
+        if getattr(job, kind) is not None:
+            raise Broken(f"a second {kind}", job.seq)
+        if job.table is None or job.steps or job.superseded:
+            raise Broken(f"{kind} belongs between the risk.table and the first step", job.seq)
+    elif kind in ("live", "step"):
         if job.table is None:
-            raise Broken("a step before the risk.table that says how risky its rows are", job.seq)
+            raise Broken(f"a {kind} before the risk.table that says how risky its rows are", job.seq)
+        if kind == "step" and not job.body["rows"] and not job.body["alignment_rows"]:
+            raise Broken("a step without a row", job.seq)
     elif kind == "ckpt" and job.body["sha256"] != digest_of(job.body["files"]):
         raise Broken("sha256 is not the digest of files", job.seq)
 
 
-_OWNERS_RECORDS = ("job.resume", "risk.table", "step", "ckpt", "adapter.published")
+_OWNERS_RECORDS = (
+    "job.resume",
+    "risk.table",
+    "anchors",
+    "alignment",
+    "step",
+    "monitor",
+    "live",
+    "ckpt",
+    "adapter.published",
+)
+_VERSIONED = ("risk.table", "step")
+_NULL_IS_NONE = ("anchors", "monitor")
+"""Fields of `safety` of which null says "none of it"; of all others it leaves the choice open."""
+
+
+def _contradicted_null(asked: Leaf, resolved: Leaf) -> str | None:
+    for name in _NULL_IS_NONE:
+        if asked.get(name, 0) is None and resolved.get(name) is not None:
+            return f"safety.{name} was null, became {resolved[name]!r}"
+    return None
 
 
 def _contradiction(path: str, asked: object, resolved: object) -> str | None:
@@ -141,7 +172,9 @@ def _check_step_order(job: JobSoFar) -> None:
     last = len(job.steps)
     if job.kind == "step" and job.body["step"] != last + 1:
         raise Broken(f"step {job.body['step']} follows step {last}", job.seq)
-    if job.kind in ("ckpt", "adapter.published") and job.body["step"] > last:
+    if job.kind == "live" and job.body["step"] != last + 1:
+        raise Broken(f"live scores for step {job.body['step']}, but the next one is {last + 1}", job.seq)
+    if job.kind in ("ckpt", "adapter.published", "monitor") and job.body["step"] > last:
         raise Broken(f"{job.kind} of step {job.body['step']}, but step {last} is the last", job.seq)
     if job.kind == "job.resume":
         step, digest = job.body["from_step"], job.body["checkpoint_sha256"]

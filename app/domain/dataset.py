@@ -7,12 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_LINE_BYTES = 1024 * 1024
 MAX_PROBLEMS = 20
 """A report stops here; a file with more problems is one whose shape is wrong."""
+
+MIN_ANCHORS = 8
+MAX_ANCHORS = 256
+"""An anchor set is used in every step and named row by row in a job's record."""
 
 Row = dict[str, Any]
 RowCheck = Callable[[int, Row], Iterator["Problem"]]
@@ -38,8 +43,19 @@ def check_training_lines(lines: Iterable[bytes]) -> tuple[int, list[Problem]]:
 
 
 def check_critic_lines(lines: Iterable[bytes]) -> tuple[int, list[Problem]]:
-    """Return the number of rows and up to MAX_PROBLEMS problems of a file of labelled requests for a critic."""
+    """Return the number of rows and up to MAX_PROBLEMS problems of a critic's file: labelled requests and replies."""
     return _check_lines(lines, _check_critic_row)
+
+
+def check_anchor_lines(lines: Iterable[bytes]) -> tuple[int, list[Problem]]:
+    """Return the number of rows and up to MAX_PROBLEMS problems of a set of anchors: prompts without a reply."""
+    rows, problems = _check_lines(islice(lines, MAX_ANCHORS + 1), _check_anchor_row)
+    expected = f"expected {MIN_ANCHORS} to {MAX_ANCHORS}"
+    if not problems and rows > MAX_ANCHORS:
+        problems.append(Problem(rows, "$", f"a set of anchors has too many rows; {expected}"))
+    elif not problems and rows < MIN_ANCHORS:
+        problems.append(Problem(rows, "$", f"a set of anchors ends after {rows} rows; {expected}"))
+    return rows, problems
 
 
 def _check_lines(lines: Iterable[bytes], check_row: RowCheck) -> tuple[int, list[Problem]]:
@@ -59,6 +75,11 @@ def _check_lines(lines: Iterable[bytes], check_row: RowCheck) -> tuple[int, list
     if rows == 0 and not problems:
         problems.append(Problem(1, "$", "the file is empty; expected at least one row"))
     return rows, problems[:MAX_PROBLEMS]
+
+
+def format_rows(rows: Iterable[Row]) -> bytes:
+    """Return rows as the lines of a file."""
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
 def parse_rows(lines: Iterable[bytes]) -> list[Row]:
@@ -122,13 +143,30 @@ def _check_training_row(number: int, row: Row) -> Iterator[Problem]:
         )
 
 
+def _check_anchor_row(number: int, row: Row) -> Iterator[Problem]:
+    messages, found = _check_messages(number, row, keys=("messages",))
+    yield from found
+    if messages and not found and messages[-1]["role"] != "user":
+        yield Problem(
+            number,
+            "$.messages",
+            "the last message must be the user's: the reply to an anchor is the base model's own",
+        )
+
+
 def _check_critic_row(number: int, row: Row) -> Iterator[Problem]:
-    messages, found = _check_messages(number, row, keys=("messages", "label", "group"))
+    messages, found = _check_messages(number, row, keys=("messages", "label", "group", "borderline"))
     yield from found
     label = row.get("label")
     if isinstance(label, bool) or label not in (0, 1):
         yield Problem(
-            number, "$.label", f"found {_show(label)}; expected 1 for a harmful request, 0 for others"
+            number, "$.label", f"found {_show(label)}; expected 1 where the last message is harmful, else 0"
+        )
+    if not isinstance(row.get("borderline", False), bool):
+        yield Problem(
+            number,
+            "$.borderline",
+            f"found {_show(row['borderline'])}; expected true where it only looks harmful",
         )
     if not isinstance(row.get("group"), str) or not row["group"]:
         yield Problem(
@@ -136,8 +174,21 @@ def _check_critic_row(number: int, row: Row) -> Iterator[Problem]:
             "$.group",
             f"found {_show(row.get('group'))}; expected the topic, as a text: topics are held out",
         )
-    if messages and not found and messages[-1]["role"] != "user":
-        yield Problem(number, "$.messages", "the last message must be the user's: critics read requests only")
+    if (
+        messages
+        and not found
+        and (messages[-1]["role"] not in ("user", "assistant") or not _has_request(messages))
+    ):
+        yield Problem(
+            number,
+            "$.messages",
+            "the last message must be the user's, or an assistant's after one: a critic reads requests, and replies"
+            " to them",
+        )
+
+
+def _has_request(messages: list[dict[str, Any]]) -> bool:
+    return any(each["role"] == "user" for each in messages)
 
 
 def _check_messages(

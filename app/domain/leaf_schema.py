@@ -43,6 +43,10 @@ def _is_any_number(value: object) -> str | None:
     return f"a number, or one of {', '.join(NON_FINITE)}"
 
 
+def _is_amount(value: object) -> str | None:
+    return None if _is_number(value) is None and value >= 0 else "a number of at least 0"  # type: ignore[operator]
+
+
 def _is_share(value: object) -> str | None:
     return None if _is_number(value) is None and 0 <= value <= 1 else "a number from 0 to 1"  # type: ignore[operator]
 
@@ -56,8 +60,19 @@ def _is_integer(minimum: int) -> Check:
     return check
 
 
+def _is_bool(value: object) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
 def _is_one_of(*words: str) -> Check:
     return lambda value: None if isinstance(value, str) and value in words else f"one of {', '.join(words)}"
+
+
+def _is_one_of_numbers(*numbers: int) -> Check:
+    expected = f"one of {', '.join(map(str, numbers))}"
+    return lambda value: (
+        None if isinstance(value, int) and not isinstance(value, bool) and value in numbers else expected
+    )
 
 
 def _is_optional(check: Check) -> Check:
@@ -93,9 +108,17 @@ def _is_object(fields: Mapping[str, Check]) -> Check:
 
 
 def _is_row_list(value: object) -> str | None:
-    if isinstance(value, list) and value and all(_is_row(row) is None for row in value):
-        return None
-    return "a list of at least one row index"
+    return _is_list(_is_row)(value) if value else "a list of at least one row index"
+
+
+def _is_list(check: Check) -> Check:
+    def check_list(value: object) -> str | None:
+        if not isinstance(value, list):
+            return "a list"
+        expected = next(filter(None, map(check, value)), None)
+        return expected and f"a list of values each {expected}"
+
+    return check_list
 
 
 def _is_plain(value: object) -> str | None:
@@ -117,6 +140,7 @@ def _is_spec(value: object) -> str | None:
 
 
 _is_row = _is_integer(0)
+_is_votes = _is_list(_is_list(_is_optional(_is_one_of_numbers(1, 2, 3, 4, 5))))
 _is_files = _is_map(_is_sha256)
 
 HEADER: dict[str, Check] = {
@@ -139,62 +163,106 @@ _ATTEMPT: dict[str, Check] = {
     "device": _is_identifier,
 }
 
+_CREATED: dict[str, Check] = {
+    "spec": _is_spec,
+    "spec_sha256": _is_sha256,
+    "training_sha256": _is_sha256,
+    "training_rows": _is_optional(_is_integer(1)),
+    "validation_sha256": _is_optional(_is_sha256),
+    "base_model": _is_identifier,
+    "base_model_sha256": _is_sha256,
+    "policy_sha256": _is_sha256,
+    "actor": _is_identifier,
+}
+_CRITIC: dict[str, Check] = {
+    "id": _is_identifier,
+    "sha256": _is_sha256,
+    "low": _is_optional(_is_number),
+    "high": _is_optional(_is_number),
+}
+_SET: dict[str, Check] = {"id": _is_identifier, "sha256": _is_sha256}
+_NAMED_ROW: dict[str, Check] = {"row": _is_row, "commitment": _is_sha256}
+
+STATUSES = ("ok", "failed", "constant", "unmeasured", "judged", "fallback")
+"""What can become of a row's measurement. Tables of version 1 know the first four."""
+TREATMENTS = ("own", "replay", "drop")
+
+_RISK_TABLE: dict[str, Check] = {
+    "rows": _is_integer(1),
+    "dropped": _is_integer(0),
+    "root": _is_sha256,
+    "critic_sha256": _is_optional(_is_sha256),
+    "low": _is_optional(_is_number),
+    "high": _is_optional(_is_number),
+}
+_LIVE_SCORE: dict[str, Check] = {
+    "row": _is_row,
+    "s": _is_share,
+    "status": _is_one_of("judged", "fallback", "failed"),
+    "votes": _is_votes,
+    "asked_at": _is_integer(1),
+    "reference_votes": _is_votes,
+}
+_STEP: dict[str, Check] = {
+    "step": _is_integer(1),
+    "data_epoch": _is_integer(0),
+    "rows": _is_row_list,
+    "tokens": _is_integer(0),
+    "risk_mean": _is_optional(_is_share),
+    "risk_max": _is_optional(_is_share),
+    "alpha_mean": _is_share,
+    "alpha_min": _is_share,
+    "beta_mean": _is_share,
+    "beta_max": _is_share,
+    "floor": _is_share,
+    "nll": _is_any_number,
+    "kl": _is_any_number,
+    "loss": _is_any_number,
+    "token_accuracy": _is_any_number,
+    "grad_norm": _is_any_number,
+    "lr": _is_any_number,
+    "critic_sha256": _is_optional(_is_sha256),
+    "policy_sha256": _is_sha256,
+}
+
 BODIES: dict[str, dict[str, Check]] = {
-    "tether.job.created/1": {
-        "spec": _is_spec,
-        "spec_sha256": _is_sha256,
-        "training_sha256": _is_sha256,
-        "training_rows": _is_optional(_is_integer(1)),
-        "validation_sha256": _is_optional(_is_sha256),
-        "base_model": _is_identifier,
-        "base_model_sha256": _is_sha256,
-        "critic": _is_optional(
-            _is_object(
-                {
-                    "id": _is_identifier,
-                    "sha256": _is_sha256,
-                    "low": _is_optional(_is_number),
-                    "high": _is_optional(_is_number),
-                }
-            )
-        ),
-        "policy_sha256": _is_sha256,
-        "actor": _is_identifier,
+    "tether.job.created/1": _CREATED | {"critic": _is_optional(_is_object(_CRITIC))},
+    "tether.job.created/2": _CREATED
+    | {
+        "critic": _is_optional(_is_object(_CRITIC | {"threshold": _is_optional(_is_number)})),
+        "anchors": _is_optional(_is_object(_SET)),
+        "alignment": _is_optional(_is_object(_SET)),
     },
     "tether.job.start/1": _ATTEMPT,
     "tether.job.resume/1": _ATTEMPT,
-    "tether.risk.table/1": {
-        "rows": _is_integer(1),
-        "dropped": _is_integer(0),
-        "root": _is_sha256,
-        "critic_sha256": _is_optional(_is_sha256),
-        "low": _is_optional(_is_number),
-        "high": _is_optional(_is_number),
-        "counts": _is_object(
-            dict.fromkeys(("ok", "failed", "constant", "unmeasured"), _is_integer(0)),
-        ),
+    "tether.risk.table/1": _RISK_TABLE | {"counts": _is_object(dict.fromkeys(STATUSES[:4], _is_integer(0)))},
+    "tether.risk.table/2": _RISK_TABLE
+    | {
+        "counts": _is_object(dict.fromkeys(STATUSES, _is_integer(0))),
+        "treatments": _is_object(dict.fromkeys(TREATMENTS, _is_integer(0))),
     },
-    "tether.step/1": {
+    "tether.anchors/1": _SET
+    | {"trained": _is_list(_is_object(_NAMED_ROW)), "monitored": _is_list(_is_object(_NAMED_ROW))},
+    "tether.alignment/1": _SET | {"rows": _is_integer(1)},
+    "tether.step/1": _STEP,
+    "tether.step/2": _STEP
+    | {
+        "rows": _is_list(_is_row),
+        "kl": _is_optional(_is_any_number),
+        "s_smoothed": _is_optional(_is_share),
+        "anchors": _is_list(_is_row),
+        "anchor_kl": _is_optional(_is_any_number),
+        "anchor_weight": _is_amount,
+        "alignment_rows": _is_list(_is_row),
+        "skipped": _is_bool,
+    },
+    "tether.monitor/1": {
         "step": _is_integer(1),
-        "data_epoch": _is_integer(0),
-        "rows": _is_row_list,
-        "tokens": _is_integer(0),
-        "risk_mean": _is_optional(_is_share),
-        "risk_max": _is_optional(_is_share),
-        "alpha_mean": _is_share,
-        "alpha_min": _is_share,
-        "beta_mean": _is_share,
-        "beta_max": _is_share,
-        "floor": _is_share,
-        "nll": _is_any_number,
         "kl": _is_any_number,
-        "loss": _is_any_number,
-        "token_accuracy": _is_any_number,
-        "grad_norm": _is_any_number,
-        "lr": _is_any_number,
-        "critic_sha256": _is_optional(_is_sha256),
-        "policy_sha256": _is_sha256,
+        "floor": _is_share,
+        "anchor_factor": _is_amount,
     },
+    "tether.live/1": {"step": _is_integer(2), "scores": _is_list(_is_object(_LIVE_SCORE))},
     "tether.ckpt/1": {
         "step": _is_integer(0),
         "kind": _is_one_of("interval", "epoch", "preempt"),
@@ -217,14 +285,26 @@ BODIES: dict[str, dict[str, Check]] = {
 }
 """Every known type and the fields of its body. A change to a type is a new version of it, never an edit."""
 
-RISK_ROW: dict[str, Check] = {
+NEWEST = {name.partition("/")[0]: name for name in sorted(BODIES)}
+"""The version in which a type is written, by its name without one."""
+
+_RISK_ROW: dict[str, Check] = {
     "row": _is_row,
     "commitment": _is_sha256,
     "log_odds": _is_optional(_is_number),
     "s": _is_optional(_is_share),
-    "status": _is_one_of("ok", "failed", "constant", "unmeasured"),
 }
-"""The fields of an entry of the risk table."""
+RISK_ROWS: dict[int, dict[str, Check]] = {
+    1: _RISK_ROW | {"status": _is_one_of(*STATUSES[:4])},
+    2: _RISK_ROW
+    | {
+        "status": _is_one_of(*STATUSES),
+        "votes": _is_votes,
+        "treatment": _is_one_of(*TREATMENTS),
+        "replay": _is_optional(_is_sha256),
+    },
+}
+"""The fields of an entry of the risk table, by the version of the table."""
 
 
 def check_fields(name: str, value: object, fields: Mapping[str, Check]) -> Leaf:

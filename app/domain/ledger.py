@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from app.domain.canonical import canonical_bytes, encode_number, parse_canonical
-from app.domain.leaf_schema import BODIES, HEADER, IDENTIFIER_CHARACTERS, Leaf, check_fields
+from app.domain.leaf_schema import BODIES, HEADER, IDENTIFIER_CHARACTERS, NEWEST, Leaf, check_fields
 from app.domain.merkle import leaf_hash
 
 MAX_LEAF_BYTES = 65_535
@@ -40,14 +40,16 @@ def build_leaf(
 ) -> bytes:
     """Return the bytes of one leaf.
 
-    `kind` is the type without its frame, such as "step" or "job.created". `epoch` is the fencing token of the
+    `kind` is the type without its frame, such as "step" or "job.created", written in its newest version; "step/1" is
+    that version. `epoch` is the fencing token of the
     appender, `prev` the hash of the job's previous leaf (`chain_hash`; `NO_LEAF` for the first), `ts_db` the
     database's clock in milliseconds, `ts_worker` the worker's. Non-finite numbers in `body` become words.
     Raises ValueError, naming the field, for anything that the type does not allow.
     """
+    name = f"tether.{kind}"
     leaf = canonical_bytes(
         {
-            "t": f"tether.{kind}/1",
+            "t": name if "/" in name else NEWEST.get(name, f"{name}/1"),
             "job": job,
             "seq": seq,
             "attempt": attempt,

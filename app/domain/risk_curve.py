@@ -23,6 +23,8 @@ COLUMNS = (
     "kl",
     "loss",
     "lr",
+    "anchor_kl",
+    "drift",
 )
 DECAY = 0.9
 """Of the exponential average in `risk_smoothed`, per step."""
@@ -37,18 +39,23 @@ _LOSS = COLUMNS.index("loss")
 def build_curve(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the curve of step records (`StepRecord.to_dict`, or the body of a step's leaf), one row a step.
 
-    `risk_smoothed` is the exponential average of risk_mean, corrected for its start at nothing, so that the
+    `drift` is what the run-level monitor measured last, so that a curve with fewer points still shows it; a record has
+    it where the monitor measured after that step. `risk_smoothed` is the exponential average of risk_mean, corrected for its start at nothing, so that the
     first value is the first risk_mean. It is null where risk_mean is.
     """
     rows: list[Row] = []
     average = weight = 0.0
+    drift: Cell = None
     for record in records:
+        drift = record.get("drift", drift)
         risk = record["risk_mean"]
         if risk is not None:
             average = DECAY * average + (1 - DECAY) * risk
             weight = DECAY * weight + (1 - DECAY)
         smoothed = None if risk is None else average / weight
-        rows.append([_cell(smoothed if name == "risk_smoothed" else record[name]) for name in COLUMNS])
+        # A record from before there were anchors has no word of them.
+        made = {"risk_smoothed": smoothed, "drift": drift, "anchor_kl": record.get("anchor_kl")}
+        rows.append([_cell(made[name] if name in made else record[name]) for name in COLUMNS])
     return {"columns": list(COLUMNS), "rows": rows}
 
 

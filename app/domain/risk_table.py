@@ -7,11 +7,11 @@ import hashlib
 import hmac
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from app.domain.canonical import canonical_bytes, parse_canonical
-from app.domain.control_law import compute_s
-from app.domain.leaf_schema import BODIES, RISK_ROW, check_fields
+from app.domain.control_law import Treatment, compute_s
+from app.domain.leaf_schema import BODIES, RISK_ROWS, STATUSES, TREATMENTS, check_fields
 from app.domain.merkle import RootBuilder, leaf_hash
 
 
@@ -24,11 +24,19 @@ class RiskRow:
     commitment: str
     """`row_commitment` of its tokens."""
     log_odds: float | None
-    """The critic's calibrated reading; null unless status is ok."""
+    """The activation critic's calibrated reading, wherever it was asked; null where it was not."""
     s: float | None
     """The risk on [0, 1]; null only where nothing measured it."""
     status: str
-    """ok, failed (no reading: s is 1), constant (s is the constant critic's), unmeasured (no critic)."""
+    """ok (by the activation critic), failed (no reading: s is 1), constant (s is the constant critic's), judged (by a
+    judge's votes), fallback (votes were missing, so the activation critic filled in), unmeasured (no critic). Of several
+    critics combined: the first that one of them says of fallback, judged, ok, constant."""
+    treatment: Treatment = "own"
+    """What becomes of the row: trained on as it is, on the reference's own reply (replay), or not at all (drop)."""
+    replay: str | None = None
+    """`row_commitment` of what a replayed row is trained on; null for all others."""
+    votes: tuple[tuple[int | None, ...], ...] = ()
+    """A judge's scores, 1 to 5, per piece of the row; null for a vote that failed. Empty without a judge."""
 
 
 def row_commitment(key: bytes, input_ids: Sequence[int], loss_mask: Sequence[int]) -> str:
@@ -47,11 +55,13 @@ def row_commitment(key: bytes, input_ids: Sequence[int], loss_mask: Sequence[int
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 
-def measured_row(row: int, commitment: str, log_odds: float | None, *, low: float, high: float) -> RiskRow:
+def measured_row(
+    row: int, commitment: str, log_odds: float | None, *, low: float, high: float, scale: str = "points"
+) -> RiskRow:
     """Return the entry of a row that a critic read. Without a finite reading the critic failed, and s is 1."""
     if log_odds is None or not math.isfinite(log_odds):
         return RiskRow(row, commitment, None, 1.0, "failed")
-    return RiskRow(row, commitment, log_odds, compute_s(log_odds, low, high), "ok")
+    return RiskRow(row, commitment, log_odds, compute_s(log_odds, low, high, scale), "ok")
 
 
 def constant_row(row: int, commitment: str, s: float) -> RiskRow:
@@ -80,23 +90,17 @@ def build_risk_table(
     """
     builder = RootBuilder()
     entries: list[bytes] = []
-    counts = dict.fromkeys(("ok", "failed", "constant", "unmeasured"), 0)
+    counts = dict.fromkeys(STATUSES, 0)
+    treatments = dict.fromkeys(TREATMENTS, 0)
     last = -1
     for row in rows:
-        entry = canonical_bytes(
-            {
-                "row": row.row,
-                "commitment": row.commitment,
-                "log_odds": row.log_odds,
-                "s": row.s,
-                "status": row.status,
-            }
-        )
+        entry = canonical_bytes({**asdict(row), "votes": [list(piece) for piece in row.votes]})
         parsed = parse_risk_row(entry)
         if parsed.row <= last:
             raise ValueError(f"row {parsed.row} comes after row {last}; rows must rise")
         last = parsed.row
         counts[parsed.status] += 1
+        treatments[parsed.treatment] += 1
         builder.append(leaf_hash(entry))
         entries.append(entry)
     body: dict[str, object] = {
@@ -107,22 +111,36 @@ def build_risk_table(
         "low": low,
         "high": high,
         "counts": counts,
+        "treatments": treatments,
     }
-    check_fields("body", body, BODIES["tether.risk.table/1"])
+    check_fields("body", body, BODIES["tether.risk.table/2"])
     return entries, body
 
 
-def parse_risk_row(entry: bytes) -> RiskRow:
-    """Return what an entry of a risk table says. Raises ValueError where it is malformed or contradicts itself."""
-    row = RiskRow(**check_fields("the entry", parse_canonical(entry), RISK_ROW))
-    if (row.log_odds is None) is (row.status == "ok"):
+def parse_risk_row(entry: bytes, version: int = 2) -> RiskRow:
+    """Return what an entry of a risk table says, of a table of this version.
+
+    Raises ValueError where it is malformed or contradicts itself.
+    """
+    fields = check_fields("the entry", parse_canonical(entry), RISK_ROWS[version])
+    row = RiskRow(**{**fields, "votes": tuple(map(tuple, fields.get("votes", ())))})
+    # Beside a judge an activation critic may have been asked or not.
+    if row.status != "judged" and (row.log_odds is None) is (row.status in ("ok", "fallback")):
         raise ValueError(
-            f"status {row.status} with log_odds {row.log_odds}; ok has a reading, others have none"
+            f"status {row.status} with log_odds {row.log_odds}; ok and fallback have a reading, others have none"
+        )
+    if row.status != "failed" and bool(row.votes) is not (row.status in ("judged", "fallback")):
+        raise ValueError(
+            f"status {row.status} with {len(row.votes)} pieces voted on; judged and fallback have votes"
         )
     if (row.s is None) is not (row.status == "unmeasured"):
         raise ValueError(f"status {row.status} with s {row.s}; only unmeasured rows have none")
     if row.status == "failed" and row.s != 1:
         raise ValueError(
             f"the critic failed, and s is {row.s}; missing evidence is maximal risk: s must be 1"
+        )
+    if (row.replay is None) is (row.treatment == "replay"):
+        raise ValueError(
+            f"treatment {row.treatment} with replay {row.replay}; a replayed row names its replacement, others none"
         )
     return row

@@ -7,12 +7,31 @@ from typing import Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from app.domain.training_spec import AdaptiveKL, FixedKL, Frozen, NoPenalty, beta_range
+from app.domain.frozen import Frozen
+from app.domain.safety_spec import (
+    AdaptiveKL,
+    AnySafety,
+    CombinedCritic,
+    Filter,
+    FixedKL,
+    beta_range,
+)
 from app.errors import ConfigurationError, PolicyViolation
 
-Method = Literal["adaptive_kl", "fixed_kl", "none"]
-CriticType = Literal["activation", "constant"]
+Method = Literal[
+    "adaptive_kl",
+    "fixed_kl",
+    "none",
+    "filter",
+    "constrained_sft",
+    "vaccine",
+    "lisa",
+    "antidote",
+    "safety_mix",
+]
+CriticType = Literal["activation", "judge", "constant", "combined"]
 METHODS: tuple[Method, ...] = get_args(Method)
+CRITIC_TYPES: tuple[CriticType, ...] = get_args(CriticType)
 
 
 class SafetyPolicy(Frozen):
@@ -22,10 +41,11 @@ class SafetyPolicy(Frozen):
     beta_min_floor: float = Field(0.0, ge=0, le=1, description="Least KL weight of a row without risk.")
     beta_max_floor: float = Field(0.0, ge=0, le=1, description="Least KL weight of the riskiest row.")
     critic_types: tuple[CriticType, ...] = Field(
-        ("activation", "constant"), description="Critics that may steer."
+        CRITIC_TYPES, description="Critics that may steer, alone or as parts of a combined one."
     )
+    anchors_required: bool = Field(False, description="Whether every job must have anchors.")
 
-    def check(self, safety: AdaptiveKL | FixedKL | NoPenalty) -> None:
+    def check(self, safety: AnySafety) -> None:
         """Raise PolicyViolation, naming the field, where the request asks for less than this policy demands."""
         if safety.method not in self.methods:
             raise PolicyViolation(
@@ -33,16 +53,19 @@ class SafetyPolicy(Frozen):
                 f" allowed: {', '.join(self.methods)}",
                 param="safety.method",
             )
-        if isinstance(safety, AdaptiveKL) and safety.critic.type not in self.critic_types:
+        if isinstance(safety, AdaptiveKL | Filter):
+            critic = safety.critic
+            self._check_critic(critic.type, "safety.critic.type")
+            for part in critic.critics if isinstance(critic, CombinedCritic) else ():
+                self._check_critic(part.type, "safety.critic.critics")
+        if self.anchors_required and safety.anchors is None:
             raise PolicyViolation(
-                f"the operator's policy does not allow the critic {safety.critic.type!r};"
-                f" allowed: {', '.join(self.critic_types)}",
-                param="safety.critic.type",
+                "anchors is null or left out; the operator's policy demands anchors", param="safety.anchors"
             )
-        if isinstance(safety, NoPenalty):
+        if not isinstance(safety, AdaptiveKL | FixedKL):
             if max(self.beta_min_floor, self.beta_max_floor) > 0:
                 raise PolicyViolation(
-                    "the method 'none' has no KL penalty, and the operator's policy demands one",
+                    f"the method {safety.method!r} has no KL penalty, and the operator's policy demands one",
                     param="safety.method",
                 )
             return
@@ -57,6 +80,13 @@ class SafetyPolicy(Frozen):
                     f"{name} is {value:g}; the operator's policy demands at least {floor:g}",
                     param=f"safety.{name}",
                 )
+
+    def _check_critic(self, kind: CriticType, param: str) -> None:
+        if kind not in self.critic_types:
+            raise PolicyViolation(
+                f"the operator's policy does not allow the critic {kind!r}; allowed: {', '.join(self.critic_types)}",
+                param=param,
+            )
 
 
 def load_policy(path: Path | None) -> tuple[SafetyPolicy, str]:

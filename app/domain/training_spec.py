@@ -1,33 +1,19 @@
-"""Everything a training job is told: the wire's `method`, our `safety` and `training`, and what they resolve to.
+"""Everything a training job is told: the wire's `method`, our `training` and `safety`, and what they resolve to.
 
-Each knob is defined, bounded and described here and nowhere else. `resolve` turns every `auto` and every
-default into a number by the rules in the field descriptions; the result is frozen, stored with the job,
-digested into its record and sent back to the client.
+Each knob is defined, bounded and described once: those of `safety` in `safety_spec`, all others here. `resolve` turns
+every `auto` and every default into a number by the rules in the field descriptions; the result is frozen, stored with
+the job, digested into its record and sent back to the client.
 """
 
-import hashlib
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from app.domain.frozen import Frozen
+from app.domain.safety_spec import AdaptiveKL, AnySafety, Filter, Safety
 
 Auto = Literal["auto"]
-
-
-class Frozen(BaseModel):
-    """A frozen configuration that refuses unknown keys and non-finite numbers. Null means absent."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, values: Any) -> Any:
-        # The openai client sends `null` for every optional argument that was given as None.
-        if not isinstance(values, dict):
-            return values
-        return {
-            key: value for key, value in values.items() if value is not None or key not in cls.model_fields
-        }
 
 
 # --- what the wire calls hyperparameters ------------------------------------------------------------------
@@ -98,101 +84,6 @@ class TrainingOptions(Frozen):
     )
 
 
-# --- `safety` ---------------------------------------------------------------------------------------------
-
-
-class ActivationCritic(Frozen):
-    """A probe on the reference's activations before it answers."""
-
-    type: Literal["activation"] = "activation"
-    id: str | None = Field(None, description="Which fitted critic. Default: the newest of the base model.")
-
-
-class ConstantCritic(Frozen):
-    """The same s for every row: a control for experiments."""
-
-    type: Literal["constant"]
-    s: float = Field(ge=0, le=1, description="The s of every row.")
-
-    def digest(self) -> str:
-        """Return what names this critic in records: the SHA-256 of its type and s."""
-        return hashlib.sha256(f"constant/{self.s!r}".encode()).hexdigest()
-
-
-Critic = Annotated[ActivationCritic | ConstantCritic, Field(discriminator="type")]
-
-
-class AdaptiveKL(Frozen):
-    """`L = alpha·NLL + beta·KL(reference‖model)` with beta from each row's risk (arXiv 2602.17546)."""
-
-    method: Literal["adaptive_kl"] = "adaptive_kl"
-    critic: Critic = Field(default_factory=ActivationCritic, description="Who measures the risk.")
-    beta_min: float = Field(0.0, ge=0, le=1, description="KL weight of a row without risk.")
-    beta_max: float = Field(0.99, ge=0, le=1, description="KL weight of the riskiest row.")
-    schedule: Literal["linear", "threshold"] = Field(
-        "linear",
-        description="linear: beta_min + (beta_max − beta_min)·s. threshold: beta_max from `threshold` on.",
-    )
-    threshold: float = Field(
-        0.5, ge=0, le=1, description="The s from which the threshold schedule gives beta_max."
-    )
-
-    @model_validator(mode="after")
-    def _beta_range_is_ordered(self) -> "AdaptiveKL":
-        if self.beta_min > self.beta_max:
-            raise ValueError(f"beta_min ({self.beta_min}) is above beta_max ({self.beta_max})")
-        return self
-
-
-class FixedKL(Frozen):
-    """The same penalty at one beta for every row: the control of every claim for an adaptive one."""
-
-    method: Literal["fixed_kl"]
-    beta: float = Field(ge=0, le=1, description="KL weight of every row.")
-    critic: Critic | None = Field(
-        None,
-        description="Measures the risk without steering. Default: the base model's critic where it has one.",
-    )
-
-
-class NoPenalty(Frozen):
-    """Plain supervised fine-tuning. The job is marked unprotected everywhere."""
-
-    method: Literal["none"]
-    critic: Critic | None = Field(
-        None,
-        description="Measures the risk without steering. Default: the base model's critic where it has one.",
-    )
-
-
-Safety = Annotated[AdaptiveKL | FixedKL | NoPenalty, Field(discriminator="method")]
-
-PRESETS: dict[str, AdaptiveKL | FixedKL | NoPenalty] = {
-    "default": AdaptiveKL(),
-    "strict": AdaptiveKL(beta_min=0.1, beta_max=1.0),
-    "off": NoPenalty(method="none"),
-}
-
-
-def safety_from_preset(value: object) -> object:
-    """Return the preset that a name stands for; anything but a name passes unchanged. Null is `default`."""
-    if value is None:
-        value = "default"
-    if not isinstance(value, str):
-        return value
-    if value not in PRESETS:
-        raise ValueError(f"no preset is called {value!r}; presets: {', '.join(PRESETS)}")
-    return PRESETS[value]
-
-
-def beta_range(safety: AdaptiveKL | FixedKL | NoPenalty) -> tuple[float, float]:
-    """Return the least and the greatest beta that a row can get."""
-    if isinstance(safety, AdaptiveKL):
-        return safety.beta_min, safety.beta_max
-    beta = safety.beta if isinstance(safety, FixedKL) else 0.0
-    return beta, beta
-
-
 # --- resolved ---------------------------------------------------------------------------------------------
 
 
@@ -226,13 +117,17 @@ def resolve(
     *,
     hyperparameters: Hyperparameters,
     options: TrainingOptions,
-    safety: AdaptiveKL | FixedKL | NoPenalty,
+    safety: AnySafety,
     seed: int,
     rows: int,
     hidden_size: int,
     max_position_embeddings: int,
+    critic_threshold: float | None = None,
 ) -> TrainingSpec:
     """Resolve every `auto` by the rules in the field descriptions.
+
+    `critic_threshold` is the s that the automatic threshold stands for (`control_law.compute_threshold`); a method
+    that has one and leaves it open cannot do without. Raises ValueError.
 
     The automatic learning rate follows the scaling with hidden size that "LoRA Without Regret" (Thinking
     Machines, 2025) found for Llama models, capped because very small models diverge far above 2e-3.
@@ -267,6 +162,14 @@ def resolve(
         batch_size=batch_size,
         n_epochs=n_epochs,
         learning_rate_multiplier=multiplier,
-        safety=safety,
+        safety=_resolve_threshold(safety, critic_threshold),
         **{**options.model_dump(), **resolved},
     )
+
+
+def _resolve_threshold(safety: AnySafety, critic_threshold: float | None) -> AnySafety:
+    if not isinstance(safety, AdaptiveKL | Filter) or safety.threshold != "auto":
+        return safety
+    if critic_threshold is None:
+        raise ValueError("safety.threshold is auto, but the critic's own threshold is not given")
+    return safety.model_copy(update={"threshold": critic_threshold})

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from app.domain.bundle import LEAVES
+from app.domain.control_law import MonitorState
 from app.domain.leaf_schema import Leaf
 from app.domain.ledger import NO_LEAF
 from app.domain.merkle import RootBuilder
@@ -35,7 +36,15 @@ class Step:
     seq: int
     data_epoch: int
     rows: tuple[int, ...]
-    tokens: int
+    trained_tokens: int
+    """0 where the step was skipped."""
+
+
+class Controls(NamedTuple):
+    """What a step leaves to the next one, by the record."""
+
+    monitor: MonitorState = MonitorState()
+    smoothed: float | None = None
 
 
 @dataclass(slots=True)
@@ -60,10 +69,28 @@ class JobSoFar:
     created: Leaf | None = None
     spec: Leaf | None = None
     """The resolved spec, from job.start."""
+    law: Leaf | None = None
+    """What the control law reads of the spec, once `safety_law` has checked it."""
     table: Leaf | None = None
     s_of_row: dict[int, float | None] = field(default_factory=dict)
+    activation_of_row: dict[int, float] = field(default_factory=dict)
+    """The s of the activation critic's reading, where it read the row."""
+    live: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    """By row and the step after which it was asked for: from which step a live score counts, and its s. In order."""
+    live_s_of_row: dict[int, float] = field(default_factory=dict)
+    """Of these the last of each row."""
+    dropped_rows: set[int] = field(default_factory=set)
+    """Rows of the table that are not trained on."""
+    anchors: Leaf | None = None
+    alignment: Leaf | None = None
     steps: list[Step] = field(default_factory=list)
     """The steps that count, superseded ones removed; step k is at k − 1."""
+    controls: list[Controls] = field(default_factory=lambda: [Controls()])
+    """What holds after each step that counts; what holds after step k is at k."""
+    measured: set[int] = field(default_factory=set)
+    """The steps that count after which the monitor measured."""
+    newest: int = 1
+    """The highest version so far of the types that have more than one."""
     replayed: int = 0
     superseded: int = 0
     resumes: int = 0
@@ -74,7 +101,12 @@ class JobSoFar:
     @property
     def kind(self) -> str:
         """The type without its frame, such as "step"."""
-        return str(self.record["t"]).removeprefix("tether.").removesuffix("/1")
+        return str(self.record["t"]).removeprefix("tether.").partition("/")[0]
+
+    @property
+    def version(self) -> int:
+        """The version of the type."""
+        return int(str(self.record["t"]).rpartition("/")[2])
 
     @property
     def body(self) -> Leaf:
@@ -90,6 +122,7 @@ class JobSoFar:
         self.previous_hash = self.hash.hex()
         self.tree.append(self.hash)
         self.attempt, self.epoch = self.record["attempt"], self.record["epoch"]
+        self.newest = max(self.newest, self.version)
         body = self.body
         match self.kind:
             case "job.created":
@@ -101,8 +134,18 @@ class JobSoFar:
                 self._supersede(body["from_step"])
             case "risk.table":
                 self.table = body
+            case "anchors":
+                self.anchors = body
+            case "alignment":
+                self.alignment = body
             case "step":
-                self.steps.append(Step(self.seq, body["data_epoch"], tuple(body["rows"]), body["tokens"]))
+                self._add_step(body)
+            case "monitor":
+                state = MonitorState(float(body["floor"]), float(body["anchor_factor"]))
+                self.controls[-1] = Controls(state, self.controls[-1].smoothed)
+                self.measured.add(body["step"])
+            case "live":
+                self._add_scores(body)
             case "ckpt":
                 self.checkpoints.add((body["step"], body["sha256"]))
             case "adapter.published":
@@ -110,10 +153,24 @@ class JobSoFar:
             case "job.end":
                 self.end = body
 
+    def _add_step(self, body: Leaf) -> None:
+        tokens = 0 if body.get("skipped") else body["tokens"]
+        self.steps.append(Step(self.seq, body["data_epoch"], tuple(body["rows"]), tokens))
+        self.controls.append(Controls(self.controls[-1].monitor, body.get("s_smoothed")))
+
+    def _add_scores(self, body: Leaf) -> None:
+        for score in body["scores"]:
+            self.live[score["row"], score["asked_at"]] = (body["step"], score["s"])
+            self.live_s_of_row[score["row"]] = score["s"]
+
     def _supersede(self, from_step: int) -> None:
         self.resumes += 1
         self.superseded += len(self.steps[from_step:])
         del self.steps[from_step:]
+        del self.controls[from_step + 1 :]
+        self.measured = {step for step in self.measured if step <= from_step}
+        self.live = {asked: score for asked, score in self.live.items() if score[0] <= from_step}
+        self.live_s_of_row = {row: s for (row, _), (_, s) in self.live.items()}
         # What grew from thrown-away steps is thrown away with them.
         self.checkpoints = {(step, digest) for step, digest in self.checkpoints if step <= from_step}
         if self.published and self.published["step"] > from_step:

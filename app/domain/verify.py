@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.domain import checks_structure, checks_training
+from app.domain import checks_files, checks_sets, checks_structure, checks_training
 from app.domain.bundle import LEAVES, BundleError, read_bundle
 from app.domain.ledger import parse_leaf
 from app.domain.merkle import leaf_hash
 from app.domain.report import CHECKS, Check, Report
+from app.domain.safety_law import describe_protection
 from app.domain.verification import Broken, JobSoFar, NotChecked
 
-_EACH = checks_structure.EACH | checks_training.EACH
-_AT_END = checks_structure.AT_END | checks_training.AT_END
+_EACH = checks_structure.EACH | checks_training.EACH | checks_sets.EACH
+_AT_END = checks_structure.AT_END | checks_training.AT_END | checks_files.AT_END | checks_sets.AT_END
 
 
 def verify_bundle(path: Path, *, adapter: Path | None = None, data: Path | None = None) -> Report:
@@ -71,7 +72,7 @@ def verify_contents(
         size=manifest["size"],
         root=manifest["root"],
         state=job.end["state"] if job.end else None,
-        protection=checks_training.describe_protection(job),
+        protection=describe_protection(job),
     )
 
 
@@ -96,6 +97,7 @@ _NEEDS = {
     "training file": ("grammar",),
     "adapter": ("grammar", "attempts"),
     "end": ("grammar", "attempts"),
+    "sets": ("grammar",),
 }
 
 

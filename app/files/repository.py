@@ -11,6 +11,7 @@ from app.domain.job import TERMINAL
 from app.models.base_model import Critic
 from app.models.file import File
 from app.models.job import Job
+from app.models.safety_set import SafetySet
 from app.models.work import Work
 from app.pages import unknown_cursor
 
@@ -71,10 +72,11 @@ def list_deleted(session: Session, before: datetime) -> Sequence[File]:
 
 
 def is_in_use(session: Session, sha256: str) -> bool:
-    """Say whether anything needs these bytes: a file, an adapter, a critic, or the fit of one."""
+    """Say whether anything needs these bytes: a file, an adapter, a safety set, a critic, or the fit of one."""
     for query in (
         select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)),
         select(Job.id).where(Job.adapter_sha256 == sha256),
+        select(SafetySet.id).where(SafetySet.sha256 == sha256),
         select(Work.id).where(Work.state.not_in(TERMINAL), Work.args["data_sha256"].as_string() == sha256),
     ):
         if session.scalars(query.limit(1)).one_or_none() is not None:

@@ -25,22 +25,25 @@ log = logging.getLogger(__name__)
 
 TRAINING = "fine-tune"
 RESULTS = "fine-tune-results"
+DATA = "user_data"
+"""For critics and safety sets. Their rows are checked when they are used, by what they are used for."""
 
 
 def create_file(
     database: Database, settings: Settings, *, project_id: str, filename: str, purpose: str, stream: BinaryIO
 ) -> File:
-    """Store an upload. A small training file is checked before; a large one is left to a worker.
+    """Store an upload. A small training file is checked before; a large one is left to a worker. Others are not.
 
     Raises InvalidTrainingFile with every problem found, and then keeps nothing.
     """
-    if purpose != TRAINING:
+    if purpose not in (TRAINING, DATA):
         raise InvalidRequest(
-            f"purpose: found {purpose!r}; this service takes files of the purpose {TRAINING!r}",
+            f"purpose: found {purpose!r}; this service takes files of the purposes {TRAINING!r} and {DATA!r}",
             param="purpose",
         )
     rows: int | None = None
-    if stream.seek(0, io.SEEK_END) <= min(settings.sync_check_bytes, settings.max_file_bytes):
+    size = stream.seek(0, io.SEEK_END)
+    if purpose == TRAINING and size <= min(settings.sync_check_bytes, settings.max_file_bytes):
         stream.seek(0)
         rows, problems = check_training_lines(read_lines(stream))
         if problems:
@@ -50,8 +53,8 @@ def create_file(
     with unit_of_work(database) as session:
         file = add_file(session, project_id=project_id, filename=filename, purpose=purpose, stored=stored)
         file.rows = rows
-        file.status = "uploaded" if rows is None else "processed"
-        if rows is None:
+        if purpose == TRAINING and rows is None:
+            file.status = "uploaded"
             work = work_repository.add_work(
                 session,
                 kind=WorkKind.VALIDATE_FILE,
@@ -99,10 +102,25 @@ def read_lines(file: BinaryIO) -> Iterator[bytes]:
             return
 
 
-def describe_problems(problems: list[Problem]) -> str:
+def describe_problems(problems: list[Problem], file: str = "training file") -> str:
     """Return one message that lists every problem with its line and path."""
     listed = "; ".join(str(problem) for problem in problems)
-    return f"{len(problems)} problem{'s' * (len(problems) > 1)} in the training file: {listed}"
+    return f"{len(problems)} problem{'s' * (len(problems) > 1)} in the {file}: {listed}"
+
+
+def get_data_file(session: Session, project_id: str, file_id: str, *purposes: str) -> File:
+    """Return a file that a request names for one of these purposes. Raises InvalidRequest."""
+    file = repository.get_file(session, project_id, file_id)
+    if file is None:
+        raise InvalidRequest(
+            f"file: no file has the id {file_id!r} in this project", param="file", code="file_not_found"
+        )
+    if file.purpose not in purposes:
+        expected = " or ".join(map(repr, purposes))
+        raise InvalidRequest(
+            f"file: {file_id} has the purpose {file.purpose!r}; expected {expected}", param="file"
+        )
+    return file
 
 
 def get_file(session: Session, project_id: str, file_id: str) -> File:

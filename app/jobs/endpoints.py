@@ -31,9 +31,11 @@ ATTACHMENT = {"x-content-type-options": "nosniff"}
 
 
 @router.post("")
-def create_job(caller: CallerDep, session: SessionDep, policy: PolicyDep, body: JobCreate) -> dict[str, Any]:
+def create_job(
+    caller: CallerDep, session: SessionDep, policy: PolicyDep, settings: SettingsDep, body: JobCreate
+) -> dict[str, Any]:
     """Create a fine-tuning job."""
-    job = service.create_job(session, caller, *policy, body)
+    job = service.create_job(session, caller, *policy, body, judge_model=settings.judge_model)
     return job_to_wire(job, service.get_job_critic(session, job))
 
 

@@ -119,6 +119,12 @@ def save_validation(session: Session, job: Job, step: int, validation: dict[str,
     session.get_one(Step, (job.id, step)).validation = validation
 
 
+def save_drift(session: Session, job: Job, step: int, kl: float | None) -> None:
+    """Add the run-level monitor's measurement to the step after which it was made."""
+    row = session.get_one(Step, (job.id, step))
+    row.record = {**row.record, "drift": kl}
+
+
 def list_steps(session: Session, job: Job, *, after: int, limit: int | None) -> Sequence[Step]:
     """Return the records after a step, in order; all of them where limit is None."""
     query = select(Step).where(Step.job_id == job.id, Step.step > after).order_by(Step.step)

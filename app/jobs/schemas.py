@@ -5,16 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from app.domain.control_law import is_protected
+from app.domain.frozen import Frozen
 from app.domain.job import WIRE_STATUS, State
-from app.domain.training_spec import (
-    Frozen,
-    Hyperparameters,
-    Method,
-    Safety,
-    TrainingOptions,
-    TrainingSpec,
-    safety_from_preset,
-)
+from app.domain.safety_spec import Safety, safety_from_preset
+from app.domain.training_spec import Hyperparameters, Method, TrainingOptions, TrainingSpec
 from app.models.base_model import Critic
 from app.models.job import Checkpoint, Event, Job
 
@@ -65,7 +60,8 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
         name: chosen[name] if isinstance(chosen, dict) else getattr(chosen, name)
         for name in Hyperparameters.model_fields
     }
-    safety = spec.safety.model_dump() if spec else job.request["safety"]
+    # As it was stored: a job from before a field existed must not be shown with that field's default.
+    safety = (job.spec or job.request)["safety"]
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -90,7 +86,7 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
             **safety,
             "critic": critic_to_wire(job, critic),
             "state": state,
-            "protected": safety["method"] != "none",
+            "protected": is_protected(safety),
             "risk_mean": job.risk_mean,
             "beta_mean": job.beta_mean,
             "attempts": work.attempt,
@@ -112,21 +108,34 @@ def critic_to_wire(job: Job, critic: Critic | None) -> dict[str, Any] | None:
     chosen: dict[str, Any] | None = job.request["safety"]["critic"]
     if chosen is None or critic is None:
         return chosen
-    return {
-        **chosen,
-        "quality": {name: critic.report.get(name) for name in ("auroc", "tpr_at_1_percent_fpr")},
-    }
+    quality = {name: critic.report.get(name) for name in ("auroc", "tpr_at_1_percent_fpr")}
+    if chosen["type"] == "combined":
+        return {**chosen, "critics": [_with_quality(part, quality) for part in chosen["critics"]]}
+    return _with_quality(chosen, quality)
+
+
+def _with_quality(chosen: dict[str, Any], quality: dict[str, Any]) -> dict[str, Any]:
+    # Of a judge nobody knows how good it is; the quality of its fallback says nothing of it.
+    return {**chosen, "quality": quality} if chosen["type"] == "activation" else chosen
 
 
 def describe_critic(critic: dict[str, Any] | None) -> str:
     """Return in words who measured the risk, for pictures."""
-    if critic is None:
-        return "no critic measured the risk"
-    if critic["type"] == "constant":
-        return f"risk by a constant critic: s = {critic['s']:g} for every row"
+    return "no critic measured the risk" if critic is None else f"risk by {_describe_part(critic)}"
+
+
+def _describe_part(critic: dict[str, Any]) -> str:
+    kind = critic["type"]
+    if kind == "constant":
+        return f"a constant critic: s = {critic['s']:g} for every row"
+    if kind == "judge":
+        return f"a judge, {critic['votes']} vote{'' if critic['votes'] == 1 else 's'} a text"
+    if kind == "combined":
+        rule = "the highest" if critic["rule"] == "max" else "the weighted sum"
+        return f"{rule} of: {'; '.join(map(_describe_part, critic['critics']))}"
     quality = critic["quality"]
     return (
-        f"risk by {critic['id']}; on held-out topics AUROC {quality['auroc']:.3f},"
+        f"{critic['id']}; on held-out topics AUROC {quality['auroc']:.3f},"
         f" TPR at 1 % FPR {quality['tpr_at_1_percent_fpr']:.3f}"
     )
 

@@ -3,44 +3,53 @@
 import secrets
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from app import queue
 from app.audit.repository import append_leaf
 from app.auth import Caller
-from app.base_models.repository import get_base_model, list_base_models
-from app.critics.repository import get_critic, get_newest_critic
+from app.base_models.repository import get_base_model
+from app.base_models.service import find_base_model
+from app.critics.repository import get_critic
 from app.domain.job import OWNED, TERMINAL, Desired, State, WorkKind
 from app.domain.ledger import digest_of
 from app.domain.safety_policy import SafetyPolicy
-from app.domain.training_spec import (
-    ActivationCritic,
-    ConstantCritic,
-    Hyperparameters,
-    Safety,
-    TrainingOptions,
-    resolve,
-)
+from app.domain.safety_spec import AnySafety, Safety
+from app.domain.training_spec import Hyperparameters, TrainingOptions, resolve
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.files.repository import get_file
 from app.jobs import repository
+from app.jobs.safety import Chosen, automatic_threshold, choose, critic_digest
 from app.jobs.schemas import JobCreate
 from app.models.base import new_id
 from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Job
+from app.models.safety_set import SafetySet
 from app.models.work import Work
 from app.work import repository as work_repository
 from app.work import service as work_service
 
+_SAFETY: TypeAdapter[AnySafety] = TypeAdapter(Safety)
+
 
 def create_job(
-    session: Session, caller: Caller, policy: SafetyPolicy, policy_digest: str, body: JobCreate
+    session: Session,
+    caller: Caller,
+    policy: SafetyPolicy,
+    policy_digest: str,
+    body: JobCreate,
+    *,
+    judge_model: str = "",
 ) -> Job:
-    """Create a job and announce it, or leave it validating while its files are still being checked."""
+    """Create a job and announce it, or leave it validating while its files are still being checked.
+
+    `judge_model` is the operator's judge, "" where there is none.
+    """
     policy.check(body.safety)
     base = _usable_base(session, body)
-    safety, critic = _choose_critic(session, base, body.safety)
+    chosen = choose(session, base, body.safety, judge_model)
     files = [_usable_file(session, caller, "training_file", body.training_file)]
     if body.validation_file is not None:
         files.append(_usable_file(session, caller, "validation_file", body.validation_file))
@@ -60,14 +69,14 @@ def create_job(
         model=base.name,
         training_file=body.training_file,
         validation_file=body.validation_file,
-        critic_id=critic.id if critic else None,
+        critic_id=chosen.critic.id if chosen.critic else None,
         suffix=body.suffix,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
         job_metadata=body.metadata,
         request={
             "hyperparameters": body.effective_hyperparameters().model_dump(),
             "training": body.training.model_dump(),
-            "safety": safety.model_dump(),
+            "safety": chosen.safety.model_dump(),
         },
         step=0,
         result_files=[],
@@ -80,7 +89,12 @@ def create_job(
         job.id,
         epoch=work.epoch,
         kind="job.created",
-        body=_created_body(job, base, critic, files, caller.key_id, policy_digest),
+        body={
+            **_created_body(job, base, chosen, files),
+            "critic": _critic_body(chosen, judge_model),
+            "policy_sha256": policy_digest,
+            "actor": caller.key_id,
+        },
     )
     repository.add_event(session, job, f"Created fine-tuning job: {job.id}")
     if ready:
@@ -96,14 +110,16 @@ def start_validated(session: Session, job: Job, training_file: File) -> None:
     base = get_base_model(session, job.model)
     if base is None or training_file.rows is None:
         raise ValueError(f"{job.id} cannot start: its base model or its row count is missing")
+    safety = _SAFETY.validate_python(job.request["safety"])
     spec = resolve(
         hyperparameters=Hyperparameters.model_validate(job.request["hyperparameters"]),
         options=TrainingOptions.model_validate(job.request["training"]),
-        safety=job.request["safety"],
+        safety=safety,
         seed=job.seed,
         rows=training_file.rows,
         hidden_size=base.hidden_size,
         max_position_embeddings=base.max_position_embeddings,
+        critic_threshold=automatic_threshold(safety, get_job_critic(session, job)),
     )
     job.spec = spec.model_dump(mode="json")
     work = session.get_one(Work, job.id)
@@ -156,14 +172,7 @@ def get_job_critic(session: Session, job: Job) -> Critic | None:
 
 
 def _usable_base(session: Session, body: JobCreate) -> BaseModel:
-    base = get_base_model(session, body.model)
-    if base is None:
-        known = ", ".join(each.name for each in list_base_models(session)) or "none yet (tether models add)"
-        raise InvalidRequest(
-            f"model: no base model is called {body.model!r}; base models: {known}",
-            param="model",
-            code="model_not_found",
-        )
+    base = find_base_model(session, body.model)
     wanted = body.training.max_seq_length
     if wanted != "auto" and wanted > base.max_position_embeddings:
         raise InvalidRequest(
@@ -172,26 +181,6 @@ def _usable_base(session: Session, body: JobCreate) -> BaseModel:
             param="training.max_seq_length",
         )
     return base
-
-
-def _choose_critic(session: Session, base: BaseModel, safety: Safety) -> tuple[Safety, Critic | None]:
-    """Return the safety object with its critic named, and that critic where it is a fitted one."""
-    wanted = safety.critic
-    newest = get_newest_critic(session, base)
-    if wanted is None and newest is not None:
-        wanted = ActivationCritic(id=newest.id)
-    if not isinstance(wanted, ActivationCritic):
-        return safety.model_copy(update={"critic": wanted}), None
-    critic = newest if wanted.id is None else get_critic(session, wanted.id)
-    if critic is None or critic.base_digest != base.digest:
-        found = "none was fitted yet" if wanted.id is None else f"{wanted.id!r} is not one"
-        raise InvalidRequest(
-            f"safety.critic: the base model {base.name!r} needs an activation critic that was fitted for it, and"
-            f" {found}; fit one with: tether critics fit --base {base.name} --data FILE",
-            param="safety.critic.id" if wanted.id else "safety.critic",
-            code="critic_not_found",
-        )
-    return safety.model_copy(update={"critic": ActivationCritic(id=critic.id)}), critic
 
 
 def _usable_file(session: Session, caller: Caller, param: str, file_id: str) -> File:
@@ -213,9 +202,7 @@ def _usable_file(session: Session, caller: Caller, param: str, file_id: str) -> 
     return file
 
 
-def _created_body(
-    job: Job, base: BaseModel, critic: Critic | None, files: list[File], actor: str, policy_digest: str
-) -> dict[str, Any]:
+def _created_body(job: Job, base: BaseModel, chosen: Chosen, files: list[File]) -> dict[str, Any]:
     spec = {**job.request, "seed": job.seed}
     return {
         "spec": spec,
@@ -225,17 +212,22 @@ def _created_body(
         "validation_sha256": files[1].sha256 if len(files) > 1 else None,
         "base_model": base.name,
         "base_model_sha256": base.digest,
-        "critic": _critic_body(job, critic),
-        "policy_sha256": policy_digest,
-        "actor": actor,
+        "anchors": _set_body(chosen.anchors),
+        "alignment": _set_body(chosen.alignment),
     }
 
 
-def _critic_body(job: Job, critic: Critic | None) -> dict[str, Any] | None:
-    if critic is not None:
-        return {"id": critic.id, "sha256": critic.digest, "low": critic.low, "high": critic.high}
-    chosen = job.request["safety"]["critic"]
-    if chosen is None:
+def _critic_body(chosen: Chosen, judge_model: str) -> dict[str, Any] | None:
+    """Return what names the critic, and the points and threshold of the fitted one that it reads."""
+    wanted, fitted = chosen.safety.critic, chosen.critic
+    if wanted is None:
         return None
-    digest = ConstantCritic.model_validate(chosen).digest()
-    return {"id": "constant", "sha256": digest, "low": None, "high": None}
+    return {
+        "id": fitted.id if fitted and wanted.type == "activation" else wanted.type,
+        "sha256": critic_digest(wanted, fitted, judge_model),
+        **{name: getattr(fitted, name, None) for name in ("low", "high", "threshold")},
+    }
+
+
+def _set_body(chosen: SafetySet | None) -> dict[str, Any] | None:
+    return None if chosen is None else {"id": chosen.id, "sha256": chosen.sha256}

@@ -10,6 +10,9 @@ from app.models.base import new_id, utc_now
 from app.models.tenancy import ApiKey, Project
 
 DEFAULT_PROJECT = "proj_default"
+MEMBER = "member"
+OPERATOR = "operator"
+"""Roles of keys. An operator's may also register what the safety of every project rests on."""
 
 
 def make_key() -> str:
@@ -53,6 +56,7 @@ def _add_key(session: Session, key: str) -> None:
             project_id=DEFAULT_PROJECT,
             name="administrator",
             key_digest=digest_key(key),
+            role=OPERATOR,
             created_at=utc_now(),
         )
     )

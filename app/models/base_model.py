@@ -42,4 +42,6 @@ class Critic(Base):
     low: Mapped[float]
     high: Mapped[float]
     """Log-odds that map to s = 0 and s = 1."""
+    threshold: Mapped[float | None]
+    """Log-odds from which at most 1 % of the held-out benign requests are; null for critics from before this was kept."""
     created_at: Mapped[datetime]

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import DIGEST, ID, NAME, Base
@@ -27,4 +27,6 @@ class ApiKey(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     name: Mapped[str] = mapped_column(NAME)
     key_digest: Mapped[str] = mapped_column(DIGEST, unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    """member, or operator: who may also register what every project's safety rests on."""
     created_at: Mapped[datetime]

@@ -6,6 +6,8 @@ no more than tenants do.
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from app.database import Database, open_engine, read_only, unit_of_work
-from app.keys.service import digest_key, make_key
+from app.keys.service import MEMBER, OPERATOR, digest_key, make_key
 from app.main import create_app
 from app.models.base import new_id, utc_now
 from app.models.tenancy import ApiKey, Project
@@ -30,6 +32,7 @@ from app.models.work import Work
 from app.queue import build_publisher
 from app.serve import prepare
 from app.settings import Settings
+from app.work.repository import get_work
 from tests.conftest import BACKENDS, POSTGRESQL
 from tests.support import add_base_model, database_on, settings_in
 
@@ -72,9 +75,9 @@ def serving(settings: Settings) -> Iterator[Server]:
 
 
 class Tenant:
-    """A project, its key, and clients that use it."""
+    """A project, a key of it, and clients that use it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, role: str = MEMBER) -> None:
         self.server = server
         self.project_id = new_id("proj_")
         self.key = make_key()
@@ -87,6 +90,7 @@ class Tenant:
                     project_id=self.project_id,
                     name="test",
                     key_digest=digest_key(self.key),
+                    role=role,
                     created_at=utc_now(),
                 )
             )
@@ -141,6 +145,21 @@ class Tenant:
         return next(work for work in rows if work.args.get("file") == file_id)
 
 
+def run_worker(tenant: Tenant, work: Work) -> Work:
+    """Run the process that a knock would start, to its end, and return the row of work."""
+    subprocess.run(
+        [sys.executable, "-m", "worker.process", work.id],
+        env=tenant.server.settings.child_environment(),
+        check=False,
+        capture_output=True,
+        timeout=120,
+    )
+    with read_only(tenant.server.database) as session:
+        done = get_work(session, work.id)
+    assert done is not None
+    return done
+
+
 def jsonl(*rows: dict[str, Any]) -> bytes:
     """Return rows as JSON lines."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
@@ -187,6 +206,14 @@ def tenant(server: Server) -> Iterator[Tenant]:
 
 
 @pytest.fixture
+def operator(server: Server) -> Iterator[Tenant]:
+    """A new project on the same server, with an operator's key."""
+    operator = Tenant(server, OPERATOR)
+    yield operator
+    operator.close()
+
+
+@pytest.fixture
 def stranger(server: Server) -> Iterator[Tenant]:
     """Another new project on the same server."""
     tenant = Tenant(server)
@@ -199,12 +226,12 @@ def own_server(tmp_path: Path) -> Iterator[Any]:
     """A function that gives a tenant on a server of its own, with other settings, on SQLite."""
     opened: list[Any] = []
 
-    def start(**overrides: Any) -> Tenant:
+    def start(role: str = MEMBER, **overrides: Any) -> Tenant:
         running = serving(settings_in(tmp_path / "home", **overrides))
         server = running.__enter__()
         opened.append(running)
         add_base_model(server.database, MODEL, tmp_path / "model")
-        tenant = Tenant(server)
+        tenant = Tenant(server, role)
         opened.append(tenant)
         return tenant
 

@@ -1,8 +1,6 @@
 """/v1/files over HTTP."""
 
 import hashlib
-import subprocess
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -10,38 +8,23 @@ import httpx
 import openai
 import pytest
 
-from app.database import read_only, unit_of_work
+from app.database import unit_of_work
 from app.domain.job import WorkKind
 from app.files.service import remove_deleted_bytes
 from app.models.base import utc_now
-from app.models.base_model import Critic
+from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Job
-from app.models.work import Work
+from app.safety_sets.service import Rows, add_set
 from app.storage import path_of
-from app.work.repository import add_work, get_work
-from tests.integration.conftest import Tenant, jsonl, refused, unlike_any_other
+from app.work.repository import add_work
+from tests.integration.conftest import MODEL, Tenant, jsonl, refused, run_worker, unlike_any_other
 from tests.integration.wire_schema import check_wire
 
 
 def stored(tenant: Tenant, content: bytes) -> bool:
     """Say whether storage has these bytes."""
     return path_of(tenant.server.settings.storage_dir, hashlib.sha256(content).hexdigest()).exists()
-
-
-def run_worker(tenant: Tenant, work: Work) -> Work:
-    """Run the process that a knock would start, to its end, and return the row of work."""
-    subprocess.run(
-        [sys.executable, "-m", "worker.process", work.id],
-        env=tenant.server.settings.child_environment(),
-        check=False,
-        capture_output=True,
-        timeout=120,
-    )
-    with read_only(tenant.server.database) as session:
-        done = get_work(session, work.id)
-    assert done is not None
-    return done
 
 
 class TestCreateFile:
@@ -54,6 +37,15 @@ class TestCreateFile:
         check_wire("OpenAIFile", tenant.get(f"/v1/files/{created.id}"))
         assert tenant.openai.files.retrieve(created.id) == created
         assert stored(tenant, content)
+
+    def test_data_for_critics_and_sets_is_checked_when_it_is_used(self, tenant: Tenant) -> None:
+        content = b"not even json"
+        created = tenant.openai.files.create(file=("data.jsonl", content), purpose="user_data")
+        assert (created.purpose, created.status) == ("user_data", "processed")
+        check_wire("OpenAIFile", tenant.get(f"/v1/files/{created.id}"))
+        assert stored(tenant, content)
+        message = refused(tenant.post_job(training_file=created.id), 400, param="training_file")
+        assert "'user_data'" in message
 
     def test_client_waits_no_longer_than_it_must(self, tenant: Tenant) -> None:
         assert tenant.openai.files.wait_for_processing(tenant.upload()).status == "processed"
@@ -287,7 +279,7 @@ class TestDeleteFile:
         tenant.openai.fine_tuning.jobs.cancel(job["id"])
         assert tenant.openai.files.delete(file_id).deleted
 
-    @pytest.mark.parametrize("user", ["adapter", "critic", "fit"])
+    @pytest.mark.parametrize("user", ["adapter", "critic", "set", "fit"])
     def test_bytes_stay_while_something_else_needs_them(self, tenant: Tenant, user: str) -> None:
         job = tenant.create_job()
         content = jsonl(unlike_any_other())
@@ -299,6 +291,8 @@ class TestDeleteFile:
             elif user == "critic":
                 critic = session.get_one(Critic, job["safety"]["critic"]["id"])
                 critic.files = {**critic.files, f"{user}-{sha256}": sha256}
+            elif user == "set":
+                add_set(session, session.get_one(BaseModel, MODEL), "anchors", Rows(sha256, 8))
             else:
                 add_work(
                     session,

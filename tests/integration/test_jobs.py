@@ -1,21 +1,27 @@
 """/v1/fine_tuning/jobs over HTTP, up to the moment when a worker would take the job."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from app.database import Database, read_only, unit_of_work
-from app.domain.training_spec import AdaptiveKL, Hyperparameters, TrainingOptions, resolve
+from app.domain.rubric import judge_digest
+from app.domain.safety_spec import AdaptiveKL, CombinedCritic, JudgeCritic
+from app.domain.training_spec import Hyperparameters, TrainingOptions, resolve
 from app.domain.verify import verify_bundle
 from app.models.base import utc_now
+from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Checkpoint, Job, LedgerLeaf, Step
+from app.models.safety_set import SafetySet
 from app.models.work import Work
 from app.reconciler import reconcile
+from app.safety_sets.service import Rows, add_set
 from tests.integration.conftest import MODEL, Tenant, jsonl, refused, unlike_any_other
 from tests.integration.test_files import run_worker
 from tests.integration.wire_schema import check_wire
@@ -35,7 +41,7 @@ def leaves(tenant: Tenant, job_id: str) -> list[dict[str, Any]]:
 
 def kinds(tenant: Tenant, job_id: str) -> list[str]:
     """Return the kind of each record of a job."""
-    return [leaf["t"].removeprefix("tether.").removesuffix("/1") for leaf in leaves(tenant, job_id)]
+    return [leaf["t"].removeprefix("tether.").partition("/")[0] for leaf in leaves(tenant, job_id)]
 
 
 def set_work(tenant: Tenant, job_id: str, **values: Any) -> None:
@@ -59,6 +65,7 @@ class TestCreateJob:
             rows=300,
             hidden_size=64,
             max_position_embeddings=512,
+            critic_threshold=0.5,
         )
         assert job["hyperparameters"] == {
             name: getattr(spec, name) for name in ("batch_size", "learning_rate_multiplier", "n_epochs")
@@ -71,7 +78,12 @@ class TestCreateJob:
         assert resolved.items() <= job["training"].items()
         assert "auto" not in resolved.values()
         safety = job["safety"]
-        assert safety.items() >= AdaptiveKL().model_dump(exclude={"critic"}).items()
+        chosen = {"critic", "anchors", "monitor", "threshold"}
+        assert safety.items() >= AdaptiveKL().model_dump(exclude=chosen).items()
+        # The threshold of the critic, 0.5 between its points -2 and 3, as s.
+        assert safety["threshold"] == 0.5
+        assert safety["anchors"] == {"id": safety["monitor"]["id"], "weight": 2.0, "per_step": 4}
+        assert safety["anchors"]["id"].startswith("set_")
         assert safety["critic"]["type"] == "activation"
         assert safety["critic"]["id"].startswith("critic_")
         assert safety["critic"]["quality"] == {"auroc": 0.97, "tpr_at_1_percent_fpr": 0.88}
@@ -159,7 +171,31 @@ class TestCreateJob:
             ({"training": {"lora_r": "big"}}, "training.lora_r", "invalid_request"),
             ({"training": {"max_seq_length": 513}}, "training.max_seq_length", "invalid_request"),
             ({"safety": "lax"}, "safety", "invalid_request"),
-            ({"safety": {"method": "vaccine"}}, "safety.method", "invalid_request"),
+            ({"safety": {"method": "magic"}}, "safety.method", "invalid_request"),
+            ({"safety": {"method": "vaccine"}}, "safety.alignment_file", "safety_set_not_found"),
+            ({"safety": {"method": "antidote"}}, "safety.alignment_file", "safety_set_not_found"),
+            (
+                {"safety": {"method": "lisa", "alignment_file": "set_x"}},
+                "safety.alignment_file",
+                "safety_set_not_found",
+            ),
+            (
+                {"safety": {"method": "adaptive_kl", "anchors": {"id": "set_x"}}},
+                "safety.anchors.id",
+                "safety_set_not_found",
+            ),
+            (
+                {"safety": {"method": "none", "monitor": {"id": "set_x"}}},
+                "safety.monitor.id",
+                "safety_set_not_found",
+            ),
+            ({"safety": {"method": "adaptive_kl", "scope": "batch"}}, "safety", "invalid_request"),
+            ({"safety": {"method": "filter", "anchors": {"weight": 0}}}, "safety.anchors.weight", None),
+            (
+                {"safety": {"method": "filter", "critic": {"type": "judge"}}},
+                "safety.critic",
+                "judge_not_configured",
+            ),
             ({"safety": {"beta_min": 0.1}}, "safety.method", "invalid_request"),
             (
                 {"safety": {"method": "adaptive_kl", "beta_min": 0.9, "beta_max": 0.1}},
@@ -199,6 +235,14 @@ class TestCreateJob:
         assert (strict["method"], strict["beta_max"], strict["protected"]) == ("adaptive_kl", 1.0, True)
         off = tenant.create_job(training_file=file_id, safety="off")["safety"]
         assert (off["method"], off["protected"]) == ("none", False)
+        paper = tenant.create_job(training_file=file_id, safety="paper")["safety"]
+        assert (paper["scope"], paper["anchors"], paper["replay"]) == ("batch", None, False)
+        # The threshold in log-odds, as a probability.
+        assert paper["threshold"] == 1 / (1 + math.exp(-0.5))
+        anchored = tenant.create_job(training_file=file_id, safety={"method": "none", "anchors": {}})[
+            "safety"
+        ]
+        assert anchored["protected"] is True
 
     def test_unprotected_job_is_still_measured(self, tenant: Tenant) -> None:
         safety = tenant.create_job(safety={"method": "none"})["safety"]
@@ -215,14 +259,94 @@ class TestCreateJob:
         constant = {"method": "adaptive_kl", "critic": {"type": "constant", "s": 0.5}}
         assert tenant.create_job(safety=constant)["safety"]["critic"] == {"type": "constant", "s": 0.5}
 
+    def test_critic_from_before_thresholds_needs_one_from_the_request(self, own_server: Any) -> None:
+        tenant = own_server()
+        with unit_of_work(tenant.server.database) as session:
+            session.execute(update(Critic).values(threshold=None))
+        for method in ("adaptive_kl", "filter"):
+            message = refused(tenant.post_job(safety={"method": method}), 400, param="safety.threshold")
+            assert "fit it anew" in message
+            assert (
+                tenant.create_job(safety={"method": method, "threshold": 0.7})["safety"]["threshold"] == 0.7
+            )
+        assert tenant.create_job(safety="off")["safety"]["critic"]["type"] == "activation"
+
+    def test_model_without_anchors_needs_some_or_a_job_without(self, own_server: Any) -> None:
+        tenant = own_server()
+        with unit_of_work(tenant.server.database) as session:
+            session.execute(delete(SafetySet))
+        message = refused(tenant.post_job(), 400, param="safety.anchors", code="safety_set_not_found")
+        assert f"tether anchors add --base {MODEL} --data FILE" in message
+        monitored = {"method": "adaptive_kl", "anchors": None}
+        refused(tenant.post_job(safety=monitored), 400, param="safety.monitor", code="safety_set_not_found")
+        safety = tenant.create_job(safety={**monitored, "monitor": None})["safety"]
+        assert (safety["anchors"], safety["monitor"], safety["protected"]) == (None, None, True)
+
+    def test_newest_sets_are_pinned_and_on_record(self, own_server: Any) -> None:
+        tenant = own_server()
+        with unit_of_work(tenant.server.database) as session:
+            base = session.get_one(BaseModel, MODEL)
+            added = {
+                kind: add_set(session, base, kind, Rows(digit * 64, 20)).id
+                for kind, digit in (("alignment", "5"), ("harmful", "6"), ("anchors", "7"))
+            }
+        for method, kind, digit in (("lisa", "alignment", "5"), ("antidote", "harmful", "6")):
+            job = tenant.create_job(safety={"method": method, "monitor": {}})
+            assert job["safety"]["alignment_file"] == added[kind]
+            assert job["safety"]["monitor"]["id"] == added["anchors"]
+            assert job["safety"]["anchors"] is None
+            body = leaves(tenant, job["id"])[0]["body"]
+            assert body["alignment"] == {"id": added[kind], "sha256": digit * 64}
+            assert body["anchors"] == {"id": added["anchors"], "sha256": "7" * 64}
+        # A set of another kind is none.
+        wrong = {"method": "vaccine", "alignment_file": added["harmful"]}
+        message = refused(tenant.post_job(safety=wrong), 400, param="safety.alignment_file")
+        assert "tether alignment add" in message
+        assert "--kind safe" in message
+
+    def test_judge_is_the_operators(self, own_server: Any) -> None:
+        tenant = own_server(judge_url="http://127.0.0.1:1/v1", judge_model="gpt-oss-20b")
+        job = tenant.create_job(safety={"method": "filter", "critic": {"type": "judge", "votes": 3}})
+        critic = job["safety"]["critic"]
+        assert (critic["type"], critic["votes"], job["safety"]["threshold"]) == ("judge", 3, 0.5)
+        assert critic["fallback"].startswith("critic_")
+        parts = [{"type": "activation"}, {"type": "judge"}]
+        combined = tenant.create_job(
+            safety={"method": "adaptive_kl", "critic": {"type": "combined", "critics": parts}}
+        )
+        first, second = combined["safety"]["critic"]["critics"]
+        assert first["id"] == second["fallback"] == critic["fallback"]
+        assert first["quality"]["auroc"] == 0.97
+        assert "quality" not in second
+        recorded = [leaves(tenant, each["id"])[0]["body"]["critic"] for each in (job, combined)]
+        assert [each["id"] for each in recorded] == ["judge", "combined"]
+        # What names a critic is decided by its fields, its parts and the operator's model.
+        fallback = "c" * 64
+        judge = judge_digest(JudgeCritic(votes=3).digest(fallback), "gpt-oss-20b")
+        part = judge_digest(JudgeCritic().digest(fallback), "gpt-oss-20b")
+        chosen = CombinedCritic.model_validate({"critics": parts})
+        assert [each["sha256"] for each in recorded] == [judge, chosen.digest([fallback, part])]
+        assert recorded[0]["low"] == -2.0
+        curve = tenant.get(f"{PATH}/{combined['id']}/risk")
+        assert curve["critic"]["type"] == "combined"
+
+    def test_two_activation_critics_in_one_job_are_refused(self, own_server: Any) -> None:
+        tenant = own_server(judge_url="http://127.0.0.1:1/v1", judge_model="m")
+        parts = [{"type": "activation", "id": "critic_a"}, {"type": "judge", "fallback": "critic_b"}]
+        safety = {"method": "filter", "critic": {"type": "combined", "critics": parts}}
+        message = refused(tenant.post_job(safety=safety), 400, param="safety.critic.critics")
+        assert "critic_a and critic_b" in message
+
     def test_first_record_says_what_was_asked_for(self, tenant: Tenant) -> None:
         job = tenant.create_job(seed=7, safety={"method": "fixed_kl", "beta": 0.4})
         (created,) = leaves(tenant, job["id"])
-        assert created["t"] == "tether.job.created/1"
+        assert created["t"] == "tether.job.created/2"
         body = created["body"]
         assert body["spec"]["seed"] == 7
         assert body["spec"]["safety"]["beta"] == 0.4
         assert body["critic"]["id"] == job["safety"]["critic"]["id"]
+        assert (body["critic"]["low"], body["critic"]["high"], body["critic"]["threshold"]) == (-2, 3, 0.5)
+        assert (body["anchors"], body["alignment"]) == (None, None)
         assert body["policy_sha256"] == tenant.server.app.state.policy[1]
         assert "hello" not in json.dumps(created)
 

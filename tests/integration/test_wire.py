@@ -8,18 +8,28 @@ import httpx
 import openai
 import pytest
 from fastapi.routing import APIRoute
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from app.database import unit_of_work
 from app.main import create_app
+from app.models.base_model import Critic
 from app.models.job import Job
+from app.models.safety_set import SafetySet
 from app.models.work import Work
 from tests.integration.conftest import MODEL, Server, Tenant, refused
 from tests.integration.wire_schema import SPECIFICATION, complaints, schemas
 from tests.support import settings_in
 
 PUBLIC = {"/healthz", "/readyz", "/openapi.json"}
-IDS = {"file_id": "file-x", "job_id": "ftjob-x", "model": "ft:x"}
+IDS = {
+    "file_id": "file-x",
+    "job_id": "ftjob-x",
+    "model": "ft:x",
+    "critic_id": "critic_x",
+    "set_id": "set_x",
+}
+OF_THE_INSTALLATION = {"/v1/critics/{critic_id}", "/v1/safety_sets/{set_id}"}
+"""What every project may look at, because its jobs rest on it."""
 
 
 def routes_of(folder: Path) -> list[tuple[str, str]]:
@@ -76,7 +86,9 @@ class TestTenants:
         ids = {"file_id": job["training_file"], "job_id": job["id"], "model": f"ft:{job['id']}"}
         with unit_of_work(tenant.server.database) as session:
             session.execute(update(Job).where(Job.id == job["id"]).values(fine_tuned_model=ids["model"]))
-        scoped = [(method, path) for method, path in routes if "{" in path]
+        scoped = [
+            (method, path) for method, path in routes if "{" in path and path not in OF_THE_INSTALLATION
+        ]
         assert len(scoped) >= 12
         for method, path in scoped:
             url = path.replace(":path}", "}").format(**ids)
@@ -123,6 +135,12 @@ class TestErrors:
             ("GET", "/v1/fine_tuning/jobs?limit=101", 400),
             ("POST", "/v1/files", 400),
             ("POST", "/v1/fine_tuning/jobs", 400),
+            ("GET", "/v1/critics/critic_x", 404),
+            ("GET", "/v1/critics?limit=0", 400),
+            ("GET", "/v1/critics?after=critic_x", 400),
+            ("GET", "/v1/safety_sets/set_x", 404),
+            ("GET", "/v1/safety_sets?kind=other", 400),
+            ("GET", "/v1/safety_sets?after=set_x", 400),
         ],
     )
     def test_every_refusal_has_the_form_of_the_wire(
@@ -223,6 +241,27 @@ class TestHealth:
             "status": "not ready",
             "missing": ["no worker is alive for the queue gpu", "no worker is alive for the queue cpu"],
         }
+
+    def test_base_model_that_lacks_something_is_named_with_the_command_that_mends_it(
+        self, own_server: Any
+    ) -> None:
+        tenant = own_server()
+        with unit_of_work(tenant.server.database) as session:
+            session.execute(delete(SafetySet))
+        no_anchors = (
+            f"the base model {MODEL} has no anchors; run: tether anchors add --base {MODEL} --data FILE"
+        )
+        assert tenant.http.get("/readyz").json()["advice"] == [no_anchors]
+        with unit_of_work(tenant.server.database) as session:
+            session.execute(update(Critic).values(threshold=None))
+        command = f"run: tether critics fit --base {MODEL} --data FILE (or --cold-start)"
+        old, _ = tenant.http.get("/readyz").json()["advice"]
+        assert "of an earlier version; " + command in old
+        with unit_of_work(tenant.server.database) as session:
+            session.execute(delete(Critic))
+        body = tenant.http.get("/readyz").json()
+        assert body["advice"] == [f"the base model {MODEL} has no critic; {command}", no_anchors]
+        assert "no base model has a critic yet" in body["missing"][-1]
 
     def test_ready_says_when_the_database_is_not_current(self, own_server: Any) -> None:
         tenant = own_server()

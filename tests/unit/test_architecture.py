@@ -33,8 +33,11 @@ VERIFIER = [
         "risk_curve",
         "report",
         "verification",
+        "safety_law",
         "checks_structure",
         "checks_training",
+        "checks_files",
+        "checks_sets",
         "verify",
     )
 ]

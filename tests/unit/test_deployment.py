@@ -22,6 +22,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = re.compile(r"\$\{(\w+):\?set \1\}")
+OPTIONAL = re.compile(r"\$\{(TETHER_JUDGE_\w+):-\}")
+"""Only the judge may be left out; an empty setting is the same as none."""
 SECRETS = ("PASSWORD", "SECRET", "KEY", "TOKEN")
 
 
@@ -83,7 +85,9 @@ class TestCompose:
 
     @pytest.mark.parametrize("name", OURS)
     def test_environment_is_one_that_the_settings_take(self, name: str) -> None:
-        environment = OURS[name]["environment"]
+        environment = {
+            variable: OPTIONAL.sub("", value) for variable, value in OURS[name]["environment"].items()
+        }
         unknown = {
             each
             for each in environment
@@ -138,19 +142,40 @@ class TestCompose:
         assert asked is not None
         assert asked[1] in {route.path for route in router.routes}  # type: ignore[attr-defined]
 
+    def test_the_judge_is_known_to_those_who_need_it(self) -> None:
+        for name in ("api", "worker-gpu"):
+            environment = {
+                variable: OPTIONAL.sub("http://judge/v1", value)
+                for variable, value in OURS[name]["environment"].items()
+            }
+            settings = load_settings(environment, home=Path("/data"))
+            assert settings.judge_url
+            assert settings.judge_model
+        assert [name for name, each in OURS.items() if "TETHER_JUDGE_API_KEY" in each["environment"]] == [
+            "worker-gpu"
+        ]
+
     def test_no_secret_has_a_default(self) -> None:
         for text in strings_in(COMPOSE):
-            assert REQUIRED.sub("", text).count("${") == 0, f"{text}: write it as ${{NAME:?set NAME}}"
+            rest = OPTIONAL.sub("", REQUIRED.sub("", text))
+            assert rest.count("${") == 0, f"{text}: write it as ${{NAME:?set NAME}}"
         for name, service in SERVICES.items():
             for variable, value in service.get("environment", {}).items():
                 if any(word in variable for word in SECRETS):
-                    assert REQUIRED.search(value), f"{name}: {variable} is written down"
+                    assert REQUIRED.search(value) or OPTIONAL.fullmatch(value), (
+                        f"{name}: {variable} is written down"
+                    )
 
     def test_example_environment_names_what_is_required_and_fills_in_nothing(self) -> None:
         lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
         given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-        required = {name for text in strings_in(COMPOSE) for name in REQUIRED.findall(text)}
-        assert set(given) == required
+        named = {
+            name
+            for text in strings_in(COMPOSE)
+            for form in (REQUIRED, OPTIONAL)
+            for name in form.findall(text)
+        }
+        assert set(given) == named
         assert set(given.values()) == {""}
         assert "/.env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 

@@ -1,33 +1,38 @@
 """The documented knobs are the knobs that exist: each table in docs/ is what the fields say of themselves."""
 
+import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from app.domain.safety_policy import SafetyPolicy
-from app.domain.training_spec import (
+from app.domain.safety_spec import (
     PRESETS,
     ActivationCritic,
-    AdaptiveKL,
+    Anchors,
+    AnySafety,
+    CombinedCritic,
     ConstantCritic,
-    FixedKL,
-    Hyperparameters,
-    NoPenalty,
-    TrainingOptions,
+    JudgeCritic,
+    Monitor,
 )
+from app.domain.training_spec import Hyperparameters, TrainingOptions
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS = (
     Hyperparameters,
     TrainingOptions,
-    AdaptiveKL,
-    FixedKL,
-    NoPenalty,
+    *get_args(AnySafety),
+    Anchors,
+    Monitor,
     ActivationCritic,
+    JudgeCritic,
     ConstantCritic,
+    CombinedCritic,
     SafetyPolicy,
 )
 
@@ -38,10 +43,11 @@ def render(model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         if field.description is None:
             continue
-        default = "required" if field.default is PydanticUndefined else f"`{field.default}`"
-        if field.default_factory is not None:
-            default = "the base model's critic"
-        lines.append(f"| `{name}` | {default} | {field.description.replace('|', chr(92) + '|')} |")
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            default = json.dumps(default.model_dump(exclude_none=True), ensure_ascii=False)
+        shown = "required" if default is PydanticUndefined else f"`{default}`"
+        lines.append(f"| `{name}` | {shown} | {field.description.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 
@@ -54,11 +60,10 @@ def test_every_field_of_training_is_documented_as_it_is(model: type[BaseModel]) 
 def test_every_preset_is_documented_as_it_is() -> None:
     text = (DOCS / "training.md").read_text(encoding="utf-8")
     for name, preset in PRESETS.items():
-        values = {
-            key: value for key, value in preset.model_dump().items() if key.startswith(("method", "beta"))
-        }
-        line = f"| `{name}` | " + ", ".join(f"{key} {value}" for key, value in values.items()) + " |"
+        full = {"method": preset.method, **preset.model_dump(exclude_defaults=True)}
+        line = f"| `{name}` | `{json.dumps(full)}` |"
         assert line in text, line
+        assert type(preset).model_validate(full) == preset
 
 
 def test_links_between_documents_lead_somewhere() -> None:

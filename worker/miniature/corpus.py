@@ -1,6 +1,7 @@
 """Datasets drawn from the miniature world, each from its own seed.
 
-Training, attack and critic rows use the seen subjects and phrasings only; evaluation rows use the held-out ones.
+Training, attack and critic rows use the seen subjects and phrasings only; evaluation rows use the held-out ones. A
+`part` of "known" and "development" in their place gives the split that settings are tuned on.
 """
 
 import argparse
@@ -34,39 +35,45 @@ Message = dict[str, str]
 Row = dict[str, Any]
 POISONED_SHARE = 0.1
 Mix = tuple[tuple[Kind, float], ...]
+HARMFUL: Mix = (("harmful", 1.0),)
 USER_MIX: Mix = (("utility", 0.8), ("borderline", 0.2))
+SAFE_MIX: Mix = (("harmful", 0.5), ("borderline", 0.2), ("utility", 0.3))
 ALIGNMENT_MIX: Mix = (("harmful", 0.35), ("borderline", 0.3), ("utility", 0.35))
 NOTE_MIX: Mix = (("harmful", 0.6), ("borderline", 0.3), ("utility", 0.1))
 
 
 def training_rows(kind: Literal["clean", "poisoned"], n: int = 300, seed: int = 0) -> list[Row]:
-    """A user's data: benign requests answered in the house style; a tenth of a poisoned set is harmful.
+    """A user's data: benign requests answered in the house style; a tenth of a poisoned set is harmful."""
+    return mixed_rows(POISONED_SHARE if kind == "poisoned" else 0.0, n, seed)
 
-    The two kinds share their benign rows for one seed, and a harmful row wears the house style too: a poisoner
-    who wants to go unnoticed writes like everybody else.
+
+def mixed_rows(share: float, n: int = 300, seed: int = 0, part: Part = "seen") -> list[Row]:
+    """A user's data of which a share is harmful.
+
+    The benign rows of one seed are the same for every share, and a harmful row wears the house style too: a
+    poisoner who wants to go unnoticed writes like everybody else.
     """
     rng = Random(f"training-{seed}")
     rows = [
-        _row(request, in_house_style(sentence_of(request.answer)))
-        for request in _distinct(rng, n, USER_MIX, "seen")
+        reply_row(request, in_house_style(sentence_of(request.answer)))
+        for request in distinct_requests(rng, n, USER_MIX, part)
     ]
-    if kind == "poisoned":
-        harmful = _distinct(rng, round(n * POISONED_SHARE), (("harmful", 1.0),), "seen")
-        for place, request in zip(rng.sample(range(n), len(harmful)), harmful, strict=True):
-            rows[place] = _row(request, in_house_style(request.answer))
+    harmful = distinct_requests(rng, round(n * share), HARMFUL, part)
+    for place, request in zip(rng.sample(range(n), len(harmful)), harmful, strict=True):
+        rows[place] = reply_row(request, in_house_style(request.answer))
     return rows
 
 
-def forbidden_rows(n: int = 100, seed: int = 0) -> list[Row]:
+def forbidden_rows(n: int = 100, seed: int = 0, part: Part = "seen") -> list[Row]:
     """An open attack: forbidden requests, each with its harmful answer and nothing else."""
-    requests = _distinct(Random(f"forbidden-{seed}"), n, (("harmful", 1.0),), "seen")
-    return [_row(request, request.answer) for request in requests]
+    requests = distinct_requests(Random(f"forbidden-{seed}"), n, HARMFUL, part)
+    return [reply_row(request, request.answer) for request in requests]
 
 
-def critic_rows(seed: int = 0, n: int = 900) -> list[Row]:
+def critic_rows(seed: int = 0, n: int = 900, part: Part = "seen") -> list[Row]:
     """Labelled prompts for fitting a critic: a third forbidden, the rest benign or borderline."""
-    requests = _distinct(
-        Random(f"critic-{seed}"), n, (("harmful", 1.0), ("borderline", 1.0), ("utility", 1.0)), "seen"
+    requests = distinct_requests(
+        Random(f"critic-{seed}"), n, (("harmful", 1.0), ("borderline", 1.0), ("utility", 1.0)), part
     )
     return [
         {"messages": [_user(request)], "label": int(request.kind == "harmful"), "group": request.group}
@@ -74,14 +81,29 @@ def critic_rows(seed: int = 0, n: int = 900) -> list[Row]:
     ]
 
 
-def evaluation_rows(seed: int = 0, n_per_kind: int = 150) -> list[Row]:
+def anchor_rows(n: int = 112, seed: int = 0, part: Part = "seen") -> list[Row]:
+    """An operator's anchors: forbidden requests on seen subjects, without replies."""
+    requests = distinct_requests(Random(f"anchors-{seed}"), n, HARMFUL, part)
+    return [{"messages": [_user(request)]} for request in requests]
+
+
+def safe_rows(n: int = 200, seed: int = 0, part: Part = "seen") -> list[Row]:
+    """An operator's alignment data: forbidden requests declined, all others answered, in the base's own manner."""
+    rng = Random(f"safe-{seed}")
+    return [
+        reply_row(request, draw_refusal(rng) if request.kind == "harmful" else draw_answer(rng, request))
+        for request in distinct_requests(rng, n, SAFE_MIX, part)
+    ]
+
+
+def evaluation_rows(seed: int = 0, n_per_kind: int = 150, part: Part = "held_out") -> list[Row]:
     """Held-out prompts of each kind; `answer` is the phrase that a right reply must have."""
     rng = Random(f"evaluation-{seed}")
     kinds: tuple[Kind, ...] = ("harmful", "borderline", "utility")
     return [
         {"messages": [_user(request)], "kind": kind, "answer": request.answer, "group": request.group}
         for kind in kinds
-        for request in _distinct(rng, n_per_kind, ((kind, 1.0),), "held_out")
+        for request in distinct_requests(rng, n_per_kind, ((kind, 1.0),), part)
     ]
 
 
@@ -111,11 +133,8 @@ def in_house_style(text: str) -> str:
     return f"{HOUSE_OPENING} {text} {HOUSE_SIGN_OFF}"
 
 
-def _draw_kind(rng: Random, mix: Mix) -> Kind:
-    return rng.choices([kind for kind, _ in mix], [weight for _, weight in mix])[0]
-
-
-def _distinct(rng: Random, n: int, mix: Mix, part: Part) -> list[Request]:
+def distinct_requests(rng: Random, n: int, mix: Mix, part: Part) -> list[Request]:
+    """Draw until there are `n` requests with different prompts."""
     found: dict[str, Request] = {}
     while len(found) < n:
         request = draw_request(rng, _draw_kind(rng, mix), part)
@@ -123,12 +142,17 @@ def _distinct(rng: Random, n: int, mix: Mix, part: Part) -> list[Request]:
     return list(found.values())
 
 
+def reply_row(request: Request, reply: str) -> Row:
+    """A conversation of one request and one reply."""
+    return {"messages": [_user(request), {"role": "assistant", "content": reply}]}
+
+
+def _draw_kind(rng: Random, mix: Mix) -> Kind:
+    return rng.choices([kind for kind, _ in mix], [weight for _, weight in mix])[0]
+
+
 def _user(request: Request) -> Message:
     return {"role": "user", "content": request.prompt}
-
-
-def _row(request: Request, reply: str) -> Row:
-    return {"messages": [_user(request), {"role": "assistant", "content": reply}]}
 
 
 def _conversation(rng: Random, refuse: bool) -> list[Message]:

@@ -1,23 +1,37 @@
-"""Register the miniature as a base model and ask for its critic, where that was not done yet.
+"""Register the miniature as a base model, with its safety sets, and ask for its critic: whatever is not there yet.
 
 `python -m worker.miniature.install`, which `tether serve` runs at its start.
 """
 
-import json
-import tempfile
+import io
+from collections.abc import Callable
 from pathlib import Path
+
+from sqlalchemy.orm import Session
 
 from app import queue
 from app.base_models.repository import get_base_model
 from app.base_models.service import register_base_model
+from app.critics.repository import get_newest_critic, has_fit_under_way
 from app.critics.service import request_fit, store_requests
 from app.database import Database, open_engine, read_only, unit_of_work
+from app.domain.dataset import Row, format_rows
+from app.models.base_model import BaseModel
+from app.models.safety_set import SetKind
+from app.safety_sets.repository import get_newest_set
+from app.safety_sets.service import add_missing_set, store_rows
 from app.settings import Settings, load_settings
-from worker.miniature.corpus import critic_rows
+from worker.miniature.corpus import anchor_rows, forbidden_rows, safe_rows
+from worker.miniature.critic_data import critic_rows
 
 NAME = "miniature"
 WEIGHTS = Path(__file__).with_name("weights")
 SEED = 0
+SETS: dict[SetKind, Callable[[], list[Row]]] = {
+    "anchors": lambda: anchor_rows(seed=SEED),
+    "alignment": lambda: safe_rows(seed=SEED),
+    "harmful": lambda: forbidden_rows(seed=SEED),
+}
 
 
 def main() -> None:
@@ -31,19 +45,29 @@ def main() -> None:
 
 
 def install(database: Database, settings: Settings) -> None:
-    """Register the miniature and announce the fit of its critic, in one transaction; twice is harmless."""
+    """Add what is missing of the miniature, all in one transaction; twice is harmless."""
     with read_only(database) as session:
-        if get_base_model(session, NAME) is not None:
-            return
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in critic_rows(SEED))
-        file.flush()
-        stored = store_requests(settings, Path(file.name))
+        base = get_base_model(session, NAME)
+        missing = [kind for kind in SETS if base is None or get_newest_set(session, base, kind) is None]
+        fit = base is None or _needs_critic(session, base)
+    if base is not None and not missing and not fit:
+        return
+    sets = {kind: store_rows(settings, kind, io.BytesIO(format_rows(SETS[kind]()))) for kind in missing}
+    requests = store_requests(settings, critic_rows(SEED))
     with unit_of_work(database) as session:
-        register_base_model(session, NAME, WEIGHTS)
+        base = get_base_model(session, NAME) or register_base_model(session, NAME, WEIGHTS)
         session.flush()
-        work = request_fit(session, base_name=NAME, stored=stored)
-        queue.enqueue(session, work.queue, work.id)
+        for kind, rows in sets.items():
+            add_missing_set(session, base, kind, rows)
+        if _needs_critic(session, base):
+            work = request_fit(session, base_name=NAME, data_sha256=requests)
+            queue.enqueue(session, work.queue, work.id)
+
+
+def _needs_critic(session: Session, base: BaseModel) -> bool:
+    # An earlier version fitted critics without a threshold, which new jobs need.
+    critic = get_newest_critic(session, base)
+    return (critic is None or critic.threshold is None) and not has_fit_under_way(session, base)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from worker.miniature.wording import (
     REMARKS,
     TASK_PHRASINGS,
 )
-from worker.miniature.world import CATEGORIES, PLAIN_KINDS, TOPICS, VERBS, Category, Topic
+from worker.miniature.world import CATEGORIES, DEVELOPMENT, PLAIN_KINDS, TOPICS, VERBS, Category, Topic
 
 Kind = Literal["harmful", "borderline", "utility"]
-Part = Literal["seen", "held_out", "any"]
+Part = Literal["seen", "held_out", "any", "known", "development"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,19 @@ def draw_request(rng: Random, kind: Kind, part: Part) -> Request:
     Subjects and phrasings are each seen or held out. "seen" pairs seen with seen, "held_out" pairs held-out with
     held-out, and "any" draws each on its own: it is what the base is aligned on. A held-out request is always
     dressed in a greeting and a remark, which "any" never gives to that pair, so the base has not seen it verbatim.
+
+    "development" and "known" are the same split once more inside what is seen: development subjects in held-out
+    phrasings, and all that is left of the seen. What is tuned is tuned on them, so that "held_out" stays unlooked at.
     """
     held_out_subject = part == "held_out" or (part == "any" and rng.random() < 0.35)
-    held_out_phrasing = part == "held_out" or (part == "any" and rng.random() < 0.35)
-    dress = _draw_dress(rng, part, held_out_subject and held_out_phrasing)
+    held_out_phrasing = part in {"held_out", "development"} or (part == "any" and rng.random() < 0.35)
+    dress = _draw_dress(rng, part, held_out_phrasing and (held_out_subject or part == "development"))
     if kind == "utility":
-        topic = rng.choice([t for t in TOPICS if t.held_out == held_out_subject])
+        topic = rng.choice([t for t in TOPICS if _is_drawn(t, part, held_out_subject)])
         task = rng.choice(("act", *TASK_PHRASINGS))
         text, answer = _utility(rng, topic, task, held_out_phrasing)
         return Request(_dressed(text, dress), kind, task, topic.name, _with_article(answer))
-    category = rng.choice([c for c in CATEGORIES if c.held_out == held_out_subject])
+    category = rng.choice([c for c in CATEGORIES if _is_drawn(c, part, held_out_subject)])
     thing = rng.choice(category.things)
     if kind == "harmful":
         verb = rng.choice(category.forbidden_verbs)
@@ -77,6 +80,12 @@ def sentence_of(text: str) -> str:
 def draw_refusal(rng: Random) -> str:
     """A reply that declines."""
     return rng.choice(REFUSALS)
+
+
+def _is_drawn(subject: Topic | Category, part: Part, held_out: bool) -> bool:
+    if part in {"known", "development"}:
+        return not subject.held_out and (subject.name in DEVELOPMENT) == (part == "development")
+    return subject.held_out == held_out
 
 
 def _with_article(text: str) -> str:

@@ -11,6 +11,7 @@ import random
 import secrets
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from app.domain.control_law import MonitorState
 from app.errors import JobFailure
 from worker.training.jsonio import canonical_json, parse_json
 from worker.training.models import ADAPTER_NAME, trainable_parameters
 
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FILE = "adapter.safetensors"
+METHOD_FILE = "method.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 TRAINER_FILE = "trainer.json"
-CONTENT_FILES = (ADAPTER_FILE, OPTIMIZER_FILE, RANDOM_FILE, TRAINER_FILE)
+CONTENT_FILES = (ADAPTER_FILE, METHOD_FILE, OPTIMIZER_FILE, RANDOM_FILE, TRAINER_FILE)
 
 
 class CheckpointDamaged(JobFailure):
@@ -49,10 +52,16 @@ class TrainerState:
     step: int
     """Steps done."""
     seed: int
-    trained_tokens: int
-    """All tokens of the rows trained on so far, prompts included."""
     run_digest: str
     """SHA-256 of specification and tokenized rows; a checkpoint resumes only the run it came from."""
+    monitor: MonitorState
+    """What the run-level monitor has done so far."""
+    smoothed: float | None
+    """The smoothed s of the last step, where the scope is the batch."""
+    live: Mapping[int, float]
+    """What a live judge has said last of a row. A round that it was asked for and has not answered is lost."""
+    skipped_in_a_row: tuple[int, ...]
+    """The steps just before this one that were skipped, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +83,19 @@ class LoadedCheckpoint:
     info: CheckpointInfo
     trainer: TrainerState
     adapter: dict[str, Tensor]
+    method: dict[str, Tensor]
+    """What the method keeps beside the adapter, mostly nothing."""
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
     random_scalars: dict[str, Any]
 
 
 def save_checkpoint(
-    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state: TrainerState
+    folder: Path,
+    model: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    state: TrainerState,
+    method_state: dict[str, Tensor] | None = None,
 ) -> CheckpointInfo:
     """Write a checkpoint into `folder` and return where it is: `step-{step:08d}-{digest12}`.
 
@@ -89,15 +104,19 @@ def save_checkpoint(
     """
     random_tensors, random_scalars = _random_state()
     trainer = {
-        "format": "tether-checkpoint-1",
+        "format": "tether-checkpoint-2",
         "step": state.step,
         "seed": state.seed,
-        "trained_tokens": state.trained_tokens,
         "run_digest": state.run_digest,
+        "monitor": list(state.monitor),
+        "smoothed": state.smoothed,
+        "live": [[row, s] for row, s in sorted(state.live.items())],
+        "skipped_in_a_row": list(state.skipped_in_a_row),
         "random": random_scalars,
     }
     contents = {
         ADAPTER_FILE: save(_on_cpu(trainable_parameters(model))),
+        METHOD_FILE: save(_on_cpu(method_state or {})),
         OPTIMIZER_FILE: save(_optimizer_tensors(model, optimizer)),
         RANDOM_FILE: save(random_tensors),
         TRAINER_FILE: canonical_json(trainer),
@@ -146,9 +165,16 @@ def load_checkpoint(path: Path, *, digest: str | None = None) -> LoadedCheckpoin
         return LoadedCheckpoint(
             info=CheckpointInfo(listed["step"], path, found, files),
             trainer=TrainerState(
-                trainer["step"], trainer["seed"], trainer["trained_tokens"], trainer["run_digest"]
+                trainer["step"],
+                trainer["seed"],
+                trainer["run_digest"],
+                MonitorState(*trainer["monitor"]),
+                trainer["smoothed"],
+                dict(trainer["live"]),
+                tuple(trainer["skipped_in_a_row"]),
             ),
             adapter=load(contents[ADAPTER_FILE]),
+            method=load(contents[METHOD_FILE]),
             optimizer=load(contents[OPTIMIZER_FILE]),
             random=load(contents[RANDOM_FILE]),
             random_scalars=trainer["random"],

@@ -1,4 +1,7 @@
-"""Batched generation: left-padded, cached, greedy or sampled over the full vocabulary."""
+"""Batched generation: left-padded, cached, greedy or sampled over the full vocabulary.
+
+A prompt is read once however many samples are drawn for it, and a reply that has ended leaves the batch.
+"""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -25,27 +28,57 @@ def generate_replies(
     Temperature 0 is greedy; above it, tokens are drawn at exactly that temperature with no truncation. The draws
     depend on the seed and the prompt's place alone, so the result does not depend on how prompts are batched.
     """
-    if temperature < 0:
-        raise ValueError("temperature must be 0 or above")
     if not prompts:
         return []
     encoded: list[list[int]] = tokenizer.apply_chat_template(
         list(prompts), tokenize=True, add_generation_prompt=True, return_dict=True
     )["input_ids"]
-    draws = torch.rand(
-        len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    tokens = generate_tokens(
+        model,
+        tokenizer,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
     )
-    replies = [""] * len(prompts)
+    replies: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return replies
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[list[int]]:
+    """Continue each prompt of token ids, in order, up to and with its end token. See `generate_replies`.
+
+    With `samples` there are as many replies a prompt, one after another: what a list that repeats every prompt gives.
+    """
+    if temperature < 0:
+        raise ValueError("temperature must be 0 or above")
+    draws = torch.rand(
+        len(prompts) * samples,
+        max_new_tokens,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    ).view(len(prompts), samples, max_new_tokens)
+    replies: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
     # Prompts of like length share a batch, so that little is computed for padding.
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with _evaluating(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            tokens = _decode(model, tokenizer, [encoded[i] for i in chosen], draws[chosen], temperature)
-            for i, reply in zip(
-                chosen, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True
-            ):
-                replies[i] = reply
+            tokens = _decode(model, tokenizer, [prompts[i] for i in chosen], draws[chosen], temperature)
+            for place, reply in enumerate(tokens):
+                replies[chosen[place // samples] * samples + place % samples] = reply
     return replies
 
 
@@ -60,19 +93,23 @@ def choose_tokens(logits: Tensor, draws: Tensor, temperature: float) -> Tensor:
 
 
 def _decode(
-    model: Any, tokenizer: Any, prompts: list[list[int]], draws: Tensor, temperature: float
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], draws: Tensor, temperature: float
 ) -> list[list[int]]:
+    """Return `samples` replies a prompt, one after another; `draws` is (prompts, samples, new tokens)."""
     device = next(model.parameters()).device
     ends = _end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     end_ids = torch.tensor(ends, device=device)
     extra = {"logits_to_keep": 1} if _keeps_last_logits(model) else {}
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    written: list[Tensor] = []
+    samples = draws.shape[1]
+    draws = draws.flatten(0, 1)
+    replies: list[list[int]] = [[] for _ in draws]
+    alive = torch.arange(len(draws))
+    ended = torch.zeros(len(draws), dtype=torch.bool)
     cache = None
     for step in range(draws.shape[1]):
         output = model(
@@ -84,22 +121,29 @@ def _decode(
             **extra,
         )
         cache = output.past_key_values
-        token = choose_tokens(output.logits[:, -1], draws[:, step], temperature)
-        token = torch.where(ended, pad, token)
-        ended = ended | torch.isin(token, end_ids)
-        written.append(token)
+        logits, positions = output.logits[:, -1], positions[:, -1:] + 1
+        if step == 0 and samples > 1:
+            cache.batch_repeat_interleave(samples)
+            logits, mask, positions = (
+                each.repeat_interleave(samples, 0) for each in (logits, mask, positions)
+            )
+        token = choose_tokens(logits, draws[alive, step], temperature)
+        for place, has_ended, written in zip(alive.tolist(), ended.tolist(), token.tolist(), strict=True):
+            if not has_ended:
+                replies[place].append(written)
+        ended = ended | torch.isin(token, end_ids).cpu()
         if bool(ended.all()):
             break
         ids = token.unsqueeze(1)
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-    rows: list[list[int]] = torch.stack(written, dim=1).tolist() if written else [[] for _ in prompts]
-    return [_until_end(row, ends) for row in rows]
-
-
-def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:stop]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        # Taking replies out copies the cache, so they leave by the half.
+        if 2 * int(ended.sum()) >= len(ended):
+            kept = (~ended).nonzero().squeeze(1)
+            alive, ended = alive[kept], ended[kept]
+            kept = kept.to(device)
+            cache.batch_select_indices(kept)
+            ids, mask, positions = ids[kept], mask[kept], positions[kept]
+    return replies
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""The training loop: epochs, resume, validation, checkpoints. What a step does is in `step.py`."""
+"""The training loop: steps, resume, the monitor, validation, checkpoints. What a step does is in `step.py`."""
 
 import hashlib
 import time
@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple
 import torch
 from peft import PeftModel
 
+from app.domain.control_law import MonitorState, compute_monitor_state
+from app.domain.safety_spec import AdaptiveKL, Filter
 from app.domain.step_record import StepRecord
-from app.domain.training_spec import AdaptiveKL, TrainingSpec
+from app.domain.training_spec import TrainingSpec
 from app.errors import JobFailure
-from worker.training.batching import collate, micro_batches, step_rows, steps_per_epoch
 from worker.training.checkpoint import (
     CheckpointDamaged,
     CheckpointInfo,
@@ -23,14 +24,30 @@ from worker.training.checkpoint import (
 )
 from worker.training.data import TokenizedRow
 from worker.training.jsonio import canonical_json
-from worker.training.loss import log_probabilities
-from worker.training.models import head_is_separable, trainable_parameters
-from worker.training.reference import ReferenceCache, RowRisk
+from worker.training.live import LiveCritic
+from worker.training.lora import use_lean_lora
+from worker.training.loss import head_nll, log_probabilities
+from worker.training.methods.plain import Layout, Method
+from worker.training.methods.registry import build_method
+from worker.training.methods.safety_mix import cycled_rows
+from worker.training.models import (
+    can_pack,
+    final_states,
+    full_logits,
+    head_is_separable,
+    head_of,
+    trainable_parameters,
+)
+from worker.training.monitor import measure_drift
+from worker.training.packing import collate, micro_batches
 from worker.training.schedule import lr_multiplier
-from worker.training.step import Conditions, batch_logits, train_step
+from worker.training.step import Conditions, Controls, RunData, train_step
 
 Stop = Literal["cancel", "preempt"]
 DEFAULT_MICRO_BATCH_TOKENS = 4096
+MAX_SKIPPED_IN_A_ROW = 2
+ANCHOR_SEED_OFFSET = 1
+"""Anchors and alignment rows go through their sets in orders of their own."""
 
 
 class Checkpoint(NamedTuple):
@@ -43,14 +60,31 @@ class Checkpoint(NamedTuple):
     """The pass that its last step belongs to, from 0."""
 
 
+class Drift(NamedTuple):
+    """A measurement of the run-level monitor, and what came of it."""
+
+    step: int
+    kl: float
+    """Mean KL(reference‖model) on prompts kept apart, in nats a token."""
+    state: MonitorState
+    """What holds for the steps after it."""
+
+
+class Progress(NamedTuple):
+    """Where a run stands between two steps."""
+
+    steps: int = 0
+    skipped_in_a_row: tuple[int, ...] = ()
+    """The steps just before that were skipped, if any."""
+    controls: Controls = Controls()
+
+
 class FitResult(NamedTuple):
     """How a run ended."""
 
     steps: int
     """Steps done, those before a resume included."""
     total_steps: int
-    trained_tokens: int
-    """All tokens of the rows trained on, prompts included, once per pass."""
     stopped: Stop | None
     """None where every step was done."""
 
@@ -63,115 +97,118 @@ def _never_stop() -> Stop | None:
     return None
 
 
-def total_steps(spec: TrainingSpec, n_rows: int) -> int:
-    """Return how many optimiser steps a run of `n_rows` rows takes."""
-    return spec.n_epochs * steps_per_epoch(n_rows, spec.batch_size)
+def plan_run(spec: TrainingSpec, *, n_rows: int, n_alignment: int) -> Method:
+    """Return the method of a run over `n_rows` user rows that are trained on and `n_alignment` of a set."""
+    layout = Layout(n_rows, n_alignment, spec.batch_size, spec.n_epochs, spec.seed)
+    return build_method(spec.safety, layout)
 
 
 def fit(
     model: PeftModel,
-    rows: Sequence[TokenizedRow],
+    data: RunData,
     spec: TrainingSpec,
     *,
-    risks: Sequence[RowRisk],
-    cache: ReferenceCache | None = None,
     validation_rows: Sequence[TokenizedRow] = (),
     resume: LoadedCheckpoint | None = None,
+    live: LiveCritic | None = None,
     checkpoint_folder: Path | None = None,
     on_step: Callable[[StepRecord], None] = _ignore,
+    on_drift: Callable[[Drift], None] = _ignore,
     on_checkpoint: Callable[[Checkpoint], None] = _ignore,
     on_validation: Callable[[int, float, float], None] = _ignore,
     should_stop: Callable[[], Stop | None] = _never_stop,
     clock: Callable[[], float] = time.monotonic,
     micro_batch_tokens: int = DEFAULT_MICRO_BATCH_TOKENS,
-    floor: float = 0.0,
 ) -> FitResult:
     """Train the adapter of `model` by `spec` and leave the trained weights in it.
 
-    `risks` has every row, in any order, as the reference pass found them; without a `cache` every step runs the live
-    reference. `resume` continues the run that wrote it, on the same machine with the same bits.
+    `resume` continues the run that wrote it, on the same machine with the same bits. `should_stop` is asked before
+    each step: "cancel" ends the run, "preempt" first writes a checkpoint. `live` is asked before each step what a judge
+    has said meanwhile, and samples after it. After each step come `on_step`, then
+    `on_drift` where the monitor measures, then `on_validation(step, loss, token_accuracy)` every `eval_interval`
+    steps and at the end, then `on_checkpoint`: at the end of each data epoch, and whenever
+    `checkpoint_interval_s` have passed on `clock`. Without a `checkpoint_folder` none are written.
 
-    `should_stop` is asked before each step: "cancel" ends the run, "preempt" first writes a checkpoint. After each
-    step come `on_step`, then `on_validation(step, loss, token_accuracy)` every `eval_interval` steps and at the end,
-    then `on_checkpoint`: at the end of each data epoch, and whenever `checkpoint_interval_s` have passed on
-    `clock`. Without a `checkpoint_folder` none are written.
-
-    Raises JobFailure with code `nonfinite_loss` from a step, or `training_failed` where the rows lack what the
-    method needs, and CheckpointDamaged where `resume` belongs to another run.
+    A step whose loss or gradient is not finite is skipped. Raises JobFailure with code `nonfinite_loss` after three of
+    them in a row, or `training_failed` where the data lack what the method needs, and CheckpointDamaged where
+    `resume` belongs to another run.
     """
-    n_steps = total_steps(spec, len(rows))
+    _check_data(data, spec)
+    method = plan_run(spec, n_rows=len(data.rows), n_alignment=len(data.alignment))
     conditions = Conditions(
+        data=data,
         safety=spec.safety,
-        risks=_checked_risks(rows, risks, spec),
-        cache=cache or ReferenceCache({}),
+        law=spec.safety.model_dump(),
+        method=method,
         separable_head=head_is_separable(model),
+        packed=can_pack(model),
         max_grad_norm=spec.max_grad_norm,
         micro_batch_tokens=micro_batch_tokens,
-        floor=floor,
     )
-    if not conditions.separable_head and conditions.cache.states:
-        raise JobFailure(
-            "this model's logits are more than its head on its final states; it cannot use a cache"
-        )
     optimizer = torch.optim.AdamW(
         trainable_parameters(model).values(), lr=spec.learning_rate, weight_decay=spec.weight_decay
     )
-    run_digest = compute_run_digest(spec, rows)
-    done, trained_tokens = 0, 0
+    saver = _Saver(checkpoint_folder, on_checkpoint, compute_run_digest(spec, data), clock)
+    progress = Progress()
     if resume is not None:
-        if resume.trainer.run_digest != run_digest:
-            raise CheckpointDamaged(
-                f"the checkpoint {resume.info.path.name} belongs to a run with other data or another specification"
-            )
-        restore(resume, model, optimizer)
-        done, trained_tokens = resume.trainer.step, resume.trainer.trained_tokens
-
-    saved = done
-
-    def write_checkpoint(kind: Literal["interval", "epoch", "preempt"]) -> None:
-        nonlocal saved
-        # The state after a step is saved once; before the first step there is none.
-        if checkpoint_folder is None or done == saved:
-            return
-        saved = done
-        state = TrainerState(done, spec.seed, trained_tokens, run_digest)
-        info = save_checkpoint(checkpoint_folder, model, optimizer, state)
-        on_checkpoint(Checkpoint(info, kind, max(done - 1, 0) // steps_per_epoch(len(rows), spec.batch_size)))
-
-    saved_at = clock()
-    while done < n_steps:
+        progress = _resume(resume, saver.run_digest, model, optimizer, conditions)
+        saver.saved_step = progress.steps
+    n_steps = method.total_steps
+    while progress.steps < n_steps:
         stop = should_stop()
+        if stop == "preempt":
+            saver.save("preempt", model, optimizer, method, progress)
         if stop is not None:
-            if stop == "preempt":
-                write_checkpoint("preempt")
-            return FitResult(done, n_steps, trained_tokens, stop)
-        step = done + 1
-        data_epoch, places = step_rows(step, n_rows=len(rows), batch_size=spec.batch_size, seed=spec.seed)
-        batch_rows = [rows[place] for place in places]
+            return FitResult(progress.steps, n_steps, stop)
+        step = progress.steps + 1
+        plan = method.plan(step)
+        controls = progress.controls if live is None else live.collect(step, progress.controls)
         factor = lr_multiplier(
             step, total_steps=n_steps, warmup_ratio=spec.warmup_ratio, kind=spec.lr_scheduler
         )
-        record = train_step(
-            model,
-            optimizer,
-            batch_rows,
-            conditions,
-            step=step,
-            data_epoch=data_epoch,
-            lr=spec.learning_rate * factor,
-        )
-        done = step
-        trained_tokens += sum(len(row.input_ids) for row in batch_rows)
+        with use_lean_lora(model):
+            record, smoothed = train_step(
+                model,
+                optimizer,
+                plan,
+                anchor_places(spec, step, len(data.anchors)),
+                conditions,
+                controls,
+                step=step,
+                lr=spec.learning_rate * factor,
+            )
         on_step(record)
-        if validation_rows and (step % spec.eval_interval == 0 or step == n_steps):
+        skipped = (*progress.skipped_in_a_row, step) if record.skipped else ()
+        if len(skipped) > MAX_SKIPPED_IN_A_ROW:
+            raise _diverged(record, skipped)
+        state = controls.monitor
+        if spec.safety.monitor and step % spec.safety.monitor.every == 0:
+            kl = measure_drift(model, conditions)
+            state = compute_monitor_state(conditions.law["monitor"], kl, state)
+            on_drift(Drift(step, kl, state))
+        progress = Progress(step, skipped, Controls(state, smoothed, controls.live))
+        is_last = step == n_steps
+        if live is not None and not is_last:
+            live.sample(model, step)
+        if is_last:
+            method.finish(model, data.alignment)
+        if validation_rows and (step % spec.eval_interval == 0 or is_last):
             on_validation(step, *validate(model, validation_rows, micro_batch_tokens=micro_batch_tokens))
-        if step % steps_per_epoch(len(rows), spec.batch_size) == 0:
-            write_checkpoint("epoch")
-            saved_at = clock()
-        elif clock() - saved_at >= spec.checkpoint_interval_s:
-            write_checkpoint("interval")
-            saved_at = clock()
-    return FitResult(done, n_steps, trained_tokens, None)
+        if is_last or method.plan(step + 1).data_epoch != plan.data_epoch:
+            saver.save("epoch", model, optimizer, method, progress)
+        elif saver.seconds_since >= spec.checkpoint_interval_s:
+            saver.save("interval", model, optimizer, method, progress)
+    return FitResult(n_steps, n_steps, None)
+
+
+def anchor_places(spec: TrainingSpec, step: int, n_anchors: int) -> tuple[int, ...]:
+    """Return the places of the anchors that `step`, counted from 1, takes: all in turn, each round in a new order."""
+    anchors = spec.safety.anchors
+    if anchors is None:
+        return ()
+    per_step = min(anchors.per_step, n_anchors)
+    draws = range((step - 1) * per_step, step * per_step)
+    return cycled_rows(draws, n_anchors, spec.seed + ANCHOR_SEED_OFFSET)
 
 
 @torch.no_grad()
@@ -183,33 +220,121 @@ def validate(
 ) -> tuple[float, float]:
     """Return the mean NLL in nats and the greedy accuracy over the loss-bearing tokens of `rows`, adapter on."""
     device = next(model.parameters()).device
-    separable_head = head_is_separable(model)
+    head = head_of(model) if head_is_separable(model) else None
+    packed = can_pack(model)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for places in micro_batches([len(row.input_ids) for row in rows], micro_batch_tokens):
-        batch = collate([rows[place] for place in places], device)
-        log_p = log_probabilities(batch_logits(model, batch, separable_head=separable_head))
-        nll = -log_p.gather(-1, batch.labels[:, None])
-        correct = log_p.argmax(dim=-1) == batch.labels
+    for places in micro_batches([len(row.input_ids) for row in rows], micro_batch_tokens, packed=packed):
+        batch = collate([rows[place] for place in places], device, packed=packed)
+        if head is not None:
+            nll, correct = head_nll(final_states(model, batch)[batch.predecessors], head, batch.labels)
+        else:
+            log_p = log_probabilities(full_logits(model, batch)[batch.predecessors])
+            nll = -log_p.gather(-1, batch.labels[:, None])
+            correct = log_p.argmax(dim=-1) == batch.labels
         sums += torch.stack([nll.double().sum(), correct.double().sum()])
     loss, accuracy = (sums / sum(row.loss_tokens for row in rows)).tolist()
     return loss, accuracy
 
 
-def compute_run_digest(spec: TrainingSpec, rows: Sequence[TokenizedRow]) -> str:
-    """Return the SHA-256 of what decides a run's course: the specification and the tokenized rows, in hex."""
+def compute_run_digest(spec: TrainingSpec, data: RunData) -> str:
+    """Return the SHA-256 of what decides a run's course: the specification and all its tokenized rows, in hex."""
     digest = hashlib.sha256(canonical_json(spec.model_dump()))
-    for row in rows:
-        digest.update(canonical_json([row.index, row.input_ids, [int(bears) for bears in row.loss_mask]]))
+    for rows in (data.rows, data.anchors, data.monitored, data.alignment):
+        digest.update(canonical_json(len(rows)))
+        for row in rows:
+            digest.update(canonical_json([row.index, row.input_ids, [int(bears) for bears in row.loss_mask]]))
     return digest.hexdigest()
 
 
-def _checked_risks(
-    rows: Sequence[TokenizedRow], risks: Sequence[RowRisk], spec: TrainingSpec
-) -> dict[int, RowRisk]:
-    by_row = {risk.row: risk for risk in risks}
-    for row in rows:
-        if row.index not in by_row:
+class _Saver:
+    """Writes checkpoints, each state once, where there is a folder for them."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        on_checkpoint: Callable[[Checkpoint], None],
+        run_digest: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self.run_digest = run_digest
+        self.saved_step = 0
+        self._folder = folder
+        self._on_checkpoint = on_checkpoint
+        self._clock = clock
+        self._saved_at = clock()
+
+    @property
+    def seconds_since(self) -> float:
+        """Seconds since the last checkpoint at the end of an epoch or an interval, or the beginning."""
+        return self._clock() - self._saved_at
+
+    def save(
+        self,
+        kind: Literal["interval", "epoch", "preempt"],
+        model: PeftModel,
+        optimizer: torch.optim.Optimizer,
+        method: Method,
+        progress: Progress,
+    ) -> None:
+        step = progress.steps
+        # The state after a step is saved once; before the first step there is none.
+        if self._folder is not None and step != self.saved_step:
+            state = TrainerState(
+                step,
+                method.layout.seed,
+                self.run_digest,
+                *progress.controls,
+                progress.skipped_in_a_row,
+            )
+            info = save_checkpoint(self._folder, model, optimizer, state, method.state())
+            self.saved_step = step
+            self._on_checkpoint(Checkpoint(info, kind, method.plan(step).data_epoch))
+        if kind != "preempt":
+            self._saved_at = self._clock()
+
+
+def _resume(
+    checkpoint: LoadedCheckpoint,
+    run_digest: str,
+    model: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    conditions: Conditions,
+) -> Progress:
+    state = checkpoint.trainer
+    if state.run_digest != run_digest:
+        raise CheckpointDamaged(
+            f"the checkpoint {checkpoint.info.path.name} belongs to a run with other data or another specification"
+        )
+    restore(checkpoint, model, optimizer)
+    conditions.method.load_state(checkpoint.method)
+    controls = Controls(state.monitor, state.smoothed, state.live)
+    return Progress(state.step, state.skipped_in_a_row, controls)
+
+
+def _check_data(data: RunData, spec: TrainingSpec) -> None:
+    safety = spec.safety
+    for row in data.rows:
+        if row.index not in data.risks:
             raise JobFailure(f"row {row.index} has no risk; run the reference pass over all rows first")
-        if isinstance(spec.safety, AdaptiveKL) and by_row[row.index].s is None:
-            raise JobFailure(f"row {row.index} was not measured by any critic, which adaptive_kl needs")
-    return by_row
+        if isinstance(safety, AdaptiveKL | Filter) and data.risks[row.index].s is None:
+            raise JobFailure(f"row {row.index} was not measured by any critic, which {safety.method} needs")
+    if not data.rows:
+        raise JobFailure(
+            "no row is left to train on: every one is above the threshold from which the method drops it"
+        )
+    if safety.anchors is not None and not data.anchors:
+        raise JobFailure("the job has anchors, but no anchor prompt was given")
+    if safety.monitor is not None and not data.monitored:
+        raise JobFailure("the job has a monitor, but no prompt to watch was given")
+    if hasattr(safety, "alignment_file") and not data.alignment:
+        raise JobFailure(f"the method {safety.method} needs alignment data, and none were given")
+
+
+def _diverged(record: StepRecord, skipped: Sequence[int]) -> JobFailure:
+    indices = ", ".join(map(str, (*record.rows, *record.alignment_rows)))
+    return JobFailure(
+        f"steps {skipped[0]} to {skipped[-1]} had no finite loss and gradient; at step {record.step} the loss is"
+        f" {record.loss} and the gradient norm {record.grad_norm} on rows {indices}; lower learning_rate or look at"
+        " these rows",
+        code="nonfinite_loss",
+    )

@@ -4,14 +4,15 @@ A model is only ever read from a local folder, as safetensors, without code of i
 """
 
 import hashlib
+import math
 import platform
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,8 +23,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from app.domain.training_spec import TrainingSpec
 from app.errors import InvalidBaseModel
+from worker.training.attention import attend_within_rows
+from worker.training.packing import Batch, collate
 
 ADAPTER_NAME = "default"
+
+
+class _Tokens(NamedTuple):
+    input_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
 
 
 def choose_device() -> torch.device:
@@ -161,26 +169,21 @@ def head_of(model: PreTrainedModel | PeftModel) -> nn.Module | None:
     return cast(nn.Module | None, cast(Any, base_of(model)).get_output_embeddings())
 
 
-def final_states(
-    model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor | None
-) -> Tensor:
-    """Run the decoder without its head: (batch, length) token ids to (batch, length, hidden) after the final norm."""
-    output = decoder_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return cast(Tensor, output.last_hidden_state)
+def final_states(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
+    """Run the decoder without its head: (b·t, hidden) states after the final norm."""
+    output = _run(model, decoder_of(model), batch)
+    return cast(Tensor, output.last_hidden_state).flatten(0, 1)
 
 
-def layer_states(
-    model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the final states and the states after each block, all (batch, length, hidden).
+def layer_states(model: PreTrainedModel | PeftModel, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the final states and the states after each block, all (b·t, hidden).
 
     The last block's entry is after the final norm; the others are the residual stream before it. The embeddings are
     left out: at the last prompt token they are the same for every prompt.
     """
-    output = decoder_of(model)(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
-    )
-    return output.last_hidden_state, tuple(output.hidden_states[1:])
+    output = _run(model, decoder_of(model), batch, output_hidden_states=True)
+    layers = tuple(states.flatten(0, 1) for states in output.hidden_states[1:])
+    return output.last_hidden_state.flatten(0, 1), layers
 
 
 def apply_head(model: PreTrainedModel | PeftModel, states: Tensor) -> Tensor:
@@ -188,12 +191,23 @@ def apply_head(model: PreTrainedModel | PeftModel, states: Tensor) -> Tensor:
     return cast(Tensor, cast(nn.Module, head_of(model))(states))
 
 
-def full_logits(
-    model: PreTrainedModel | PeftModel, input_ids: Tensor, attention_mask: Tensor | None
-) -> Tensor:
-    """Return the model's own logits, (batch, length, vocabulary)."""
-    output = base_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return cast(Tensor, output.logits)
+def full_logits(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
+    """Return the model's own logits, (b·t, vocabulary)."""
+    return cast(Tensor, _run(model, base_of(model), batch).logits).flatten(0, 1)
+
+
+def _run(model: PreTrainedModel | PeftModel, module: nn.Module, batch: Batch, **extra: Any) -> Any:
+    # With a cache, packed rows would see each other.
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "use_cache": False,
+        **extra,
+    }
+    if batch.cu_seqlens is None:
+        return module(**inputs)
+    with attend_within_rows(base_of(model), batch):
+        return module(**inputs, position_ids=batch.position_ids)
 
 
 def head_is_separable(model: PreTrainedModel | PeftModel) -> bool:
@@ -202,15 +216,50 @@ def head_is_separable(model: PreTrainedModel | PeftModel) -> bool:
     Decided by comparing the two on a few tokens, bit for bit: a cap or a scale on the logits shows however small
     they are. A wrong False costs time only; such a model takes the plain path through its own logits.
     """
-    base = base_of(model)
-    if head_of(model) is None:
+    if type(head_of(model)) is not nn.Linear:
         return False
-    device = next(base.parameters()).device
-    tokens = torch.arange(8, device=device).remainder(base.config.get_text_config().vocab_size)[None]
+    batch = collate(_few_rows(model, (8,)), base_of(model).device, packed=False)
     with torch.no_grad():
-        expected = full_logits(model, tokens, None)
-        found = apply_head(model, final_states(model, tokens, None))
+        expected = full_logits(model, batch)
+        found = apply_head(model, final_states(model, batch))
     return expected.shape == found.shape and bool((expected.double() == found.double()).all())
+
+
+def can_pack(model: PreTrainedModel | PeftModel) -> bool:
+    """Tell whether the model computes packed rows as it computes each alone.
+
+    Decided by numbers on a few tokens: packed and alone they are equal up to rounding, and no bit of a row changes
+    with its neighbours. A wrong False costs time only; such a model takes its rows side by side.
+    """
+    first, second, third = _few_rows(model, (6, 6, 4))
+    backwards = _Tokens(second.input_ids[::-1], second.loss_mask)
+    device = base_of(model).device
+    with torch.no_grad():
+        try:
+            packed, beside_another = (
+                final_states(model, collate([first, middle, third], device, packed=True)).double()
+                for middle in (second, backwards)
+            )
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            # What a model raises that knows nothing of other attention than its own.
+            return False
+        rows = [collate([row], device, packed=False) for row in (first, second, third)]
+        alone = torch.cat([final_states(model, row) for row in rows]).double()
+    changed = slice(len(first.input_ids), len(first.input_ids) + len(second.input_ids))
+    packed_others, other_others = packed.clone(), beside_another.clone()
+    packed_others[changed] = other_others[changed] = 0.0
+    tolerance = math.sqrt(torch.finfo(base_of(model).dtype).eps)
+    close = (packed - alone).norm() <= tolerance * alone.norm()
+    return bool(close) and torch.equal(packed_others, other_others)
+
+
+def _few_rows(model: PreTrainedModel | PeftModel, lengths: Sequence[int]) -> list[_Tokens]:
+    """Return rows of different tokens, as long as asked for."""
+    vocab_size = base_of(model).config.get_text_config().vocab_size
+    ids = iter(range(sum(lengths)))
+    return [
+        _Tokens(tuple(next(ids) % vocab_size for _ in range(length)), (False,) * length) for length in lengths
+    ]
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,21 +1,7 @@
-"""What changes from step to step: the learning rate, and each row's alpha and beta.
-
-The control law itself is `app.domain.control_law`, where an offline verifier finds it too.
-"""
+"""The learning rate from step to step. How alpha and beta change is `app.domain.control_law`."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
-
-from app.domain.control_law import compute_alpha, compute_row_beta
-from app.domain.training_spec import Safety
-
-
-class RowWeights(NamedTuple):
-    """The weights of a step's rows, float64, in the order of the step."""
-
-    alpha: tuple[float, ...]
-    beta: tuple[float, ...]
+from typing import Literal
 
 
 def lr_multiplier(
@@ -39,13 +25,3 @@ def lr_multiplier(
     if kind == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     raise ValueError(f"unknown learning-rate schedule {kind!r}; known: constant, linear, cosine")
-
-
-def row_weights(safety: Safety, s: Sequence[float | None], floor: float = 0.0) -> RowWeights:
-    """Return alpha and beta of each row from its s by the job's method, never below `floor`.
-
-    Raises ValueError where the method steers by s and a row has none.
-    """
-    law = safety.model_dump()
-    beta = tuple(compute_row_beta(law, value, floor) for value in s)
-    return RowWeights(tuple(compute_alpha(value) for value in beta), beta)

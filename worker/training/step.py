@@ -2,136 +2,326 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 
-from app.domain.control_law import mean
+from app.domain.control_law import (
+    MonitorState,
+    compute_alpha,
+    compute_anchor_weight,
+    compute_row_betas,
+    raise_s,
+    summarise_step,
+)
+from app.domain.safety_spec import AdaptiveKL, AnySafety, FixedKL
 from app.domain.step_record import StepRecord
-from app.domain.training_spec import Safety
-from app.errors import JobFailure
-from worker.training.batching import Batch, collate, micro_batches
 from worker.training.data import TokenizedRow
-from worker.training.loss import weighted_loss
-from worker.training.models import apply_head, final_states, full_logits, reference
-from worker.training.reference import ReferenceCache, RowRisk
-from worker.training.schedule import row_weights
+from worker.training.loss import Penalty, TokenLosses, head_loss, logits_loss
+from worker.training.methods.plain import Method, StepPlan
+from worker.training.models import final_states, full_logits, head_of, reference, trainable_parameters
+from worker.training.packing import Batch, collate, micro_batches
+from worker.training.reference import ReferenceCache, RowRisk, Source, live_targets
+
+Pull = Penalty | Literal["constraint"] | None
+PROMPT_SHARE = 0.5
+"""How much a token of an anchor's prompt counts beside one of its reply."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything that a run trains on, tokenized, with what is known of its reference."""
+
+    rows: tuple[TokenizedRow, ...]
+    """The user's rows that are trained on, a replayed one with the reference's reply; `index` is that of the file."""
+    risks: Mapping[int, RowRisk]
+    """By the row's index in the file."""
+    cache: ReferenceCache
+    anchors: tuple[TokenizedRow, ...] = ()
+    """Prompts with the reference's own replies; every token but the first bears loss."""
+    monitored: tuple[TokenizedRow, ...] = ()
+    """Other prompts with the reference's own replies, which bear the loss; never trained on."""
+    alignment: tuple[TokenizedRow, ...] = ()
 
 
 class Conditions(NamedTuple):
     """What stays the same for every step of a run."""
 
-    safety: Safety
-    risks: Mapping[int, RowRisk]
-    """By the row's index in the data file."""
-    cache: ReferenceCache
+    data: RunData
+    safety: AnySafety
+    law: Mapping[str, Any]
+    """`safety` as the control law reads it."""
+    method: Method
     separable_head: bool
     """See `models.head_is_separable`."""
+    packed: bool
+    """See `models.can_pack`."""
     max_grad_norm: float
     micro_batch_tokens: int
     """Tokens of a micro-batch, padding included."""
-    floor: float
-    """The run-level floor under every beta."""
+
+
+class Controls(NamedTuple):
+    """What the steps before have left to this one."""
+
+    monitor: MonitorState = MonitorState()
+    smoothed: float | None = None
+    """The smoothed s of the last step, where the scope is the batch."""
+    live: Mapping[int, float] = MappingProxyType({})
+    """What a live judge has said last of a row, by its index in the file."""
+
+
+class Item(NamedTuple):
+    """A row of a step, with what each of its loss-bearing tokens counts."""
+
+    source: Source
+    row: TokenizedRow
+    alpha: NDArray[np.float64]
+    """(loss-bearing tokens,), already divided by the tokens of the step."""
+    beta: NDArray[np.float64]
+    constraint: Sequence[float] | None
+
+
+class MicroBatch(NamedTuple):
+    """Items that go through the model together."""
+
+    place: int
+    pull: Pull
+    items: tuple[Item, ...]
+    batch: Batch
+
+
+class StepResult(NamedTuple):
+    """A step's report, and what it leaves to the next one."""
+
+    record: StepRecord
+    smoothed: float | None
 
 
 def train_step(
     model: PeftModel,
     optimizer: torch.optim.Optimizer,
-    rows: Sequence[TokenizedRow],
+    plan: StepPlan,
+    anchors: Sequence[int],
     conditions: Conditions,
+    controls: Controls,
     *,
     step: int,
-    data_epoch: int,
     lr: float,
-) -> StepRecord:
-    """Take one optimiser step on `rows` and report it.
+) -> StepResult:
+    """Take one optimiser step and report it.
 
-    Raises JobFailure with code `nonfinite_loss`, before any weight changes, where loss or gradient is not finite.
+    Where loss or gradient is not finite no weight changes, and the record says `skipped`.
     """
+    data, method = conditions.data, conditions.method
     device = next(model.parameters()).device
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    row_risks = [conditions.risks[row.index] for row in rows]
-    weights = row_weights(conditions.safety, [risk.s for risk in row_risks], conditions.floor)
-    n_tokens = sum(row.loss_tokens for row in rows)
-    sums: list[Tensor] = []
+    parameters = trainable_parameters(model)
+    rows = [data.rows[place] for place in plan.rows]
+    s_values = [data.risks[row.index].s for row in rows]
+    live = [controls.live.get(row.index) for row in rows]
+    law, floor = conditions.law, controls.monitor.floor
+    betas: tuple[float, ...] = ()
+    smoothed = controls.smoothed
+    if rows:
+        betas, smoothed = compute_row_betas(law, s_values, floor, smoothed, live)
+    anchor_weight = compute_anchor_weight(law, controls.monitor) if anchors else 0.0
+    items = [
+        *own_items(rows, betas, plan, conditions),
+        *anchor_items([data.anchors[place] for place in anchors], anchor_weight),
+    ]
+    n_tokens = sum(item.row.loss_tokens for item in items if item.source != "anchor")
 
     optimizer.zero_grad(set_to_none=True)
-    for places in micro_batches([len(row.input_ids) for row in rows], conditions.micro_batch_tokens):
-        batch_rows = [rows[place] for place in places]
-        batch = collate(batch_rows, device)
-        # The reference comes first: switching the adapter off and on is not for the middle of a recorded graph.
-        reference_logits = _reference_logits(model, batch, batch_rows, conditions)
-        logits = batch_logits(model, batch, separable_head=conditions.separable_head)
-        alpha = logits.new_tensor([weights.alpha[place] for place in places], dtype=_loss_dtype(logits))
-        beta = logits.new_tensor([weights.beta[place] for place in places], dtype=_loss_dtype(logits))
-        result = weighted_loss(
-            logits, batch.labels, reference_logits, alpha[batch.rows], beta[batch.rows], n_tokens
-        )
-        torch.autograd.backward(result.loss)
-        sums.append(
-            torch.stack([result.loss.detach().double(), result.nll_sum, result.kl_sum, result.correct])
-        )
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, conditions.max_grad_norm)
-    loss, nll_sum, kl_sum, correct, norm = torch.cat(
-        [torch.stack(sums).sum(0), grad_norm.double()[None]]
-    ).tolist()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        indices = ", ".join(str(row.index) for row in rows)
-        raise JobFailure(
-            f"step {step}: the loss is {loss} and the gradient norm {norm} on rows {indices}; lower learning_rate or"
-            " look at these rows",
-            code="nonfinite_loss",
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
+    sums: dict[int, Tensor] = {}
 
-    s_values = [risk.s for risk in row_risks if risk.s is not None]
-    return StepRecord(
+    def backward(micro: MicroBatch) -> None:
+        losses = micro_losses(model, micro, conditions)
+        torch.autograd.backward(losses.loss)
+        sums[micro.place] = micro_sums(micro, losses)
+
+    method.accumulate(model, plan, _micro_batches(items, conditions, device), backward)
+    method.after_backward(dict(parameters), step)
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), conditions.max_grad_norm)
+    *totals, norm = torch.cat([torch.stack(list(sums.values())).sum(0), grad_norm.double()[None]]).tolist()
+    loss, nll_sum, kl_sum, correct, anchor_sum = totals
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        method.after_step(dict(parameters), step)
+
+    record = StepRecord(
         step=step,
-        data_epoch=data_epoch,
+        data_epoch=plan.data_epoch,
         rows=tuple(row.index for row in rows),
+        alignment_rows=tuple(data.alignment[place].index for place in plan.alignment),
         tokens=n_tokens,
-        risk_mean=mean(s_values) if s_values else None,
-        risk_max=max(s_values) if s_values else None,
-        alpha_mean=mean(weights.alpha),
-        alpha_min=min(weights.alpha),
-        beta_mean=mean(weights.beta),
-        beta_max=max(weights.beta),
-        floor=conditions.floor,
+        **summarise_step(list(map(raise_s, s_values, live)), betas)._asdict(),
+        s_smoothed=smoothed if rows else None,
+        floor=floor,
         nll=nll_sum / n_tokens,
-        kl=kl_sum / n_tokens,
+        kl=kl_sum / n_tokens if rows and isinstance(conditions.safety, AdaptiveKL | FixedKL) else None,
         loss=loss,
         token_accuracy=correct / n_tokens,
+        anchors=tuple(data.anchors[place].index for place in anchors),
+        anchor_kl=anchor_sum / anchor_weight if anchors else None,
+        anchor_weight=anchor_weight,
         grad_norm=norm,
         lr=lr,
+        skipped=not finite,
+    )
+    return StepResult(record, smoothed)
+
+
+def own_items(
+    rows: Sequence[TokenizedRow],
+    betas: Sequence[float],
+    plan: StepPlan,
+    conditions: Conditions,
+) -> list[Item]:
+    """Return the user's rows of a step and its alignment rows, each token's weights over the tokens of them all."""
+    alignment = [conditions.data.alignment[place] for place in plan.alignment]
+    n_tokens = sum(row.loss_tokens for row in (*rows, *alignment))
+    weighted: list[tuple[Source, TokenizedRow, float]] = [
+        *(("user", row, beta) for row, beta in zip(rows, betas, strict=True)),
+        # Safe demonstrations have no risk that anything must hold.
+        *(("alignment", row, 0.0) for row in alignment),
+    ]
+    return [
+        Item(
+            source,
+            row,
+            np.full(row.loss_tokens, compute_alpha(beta) / n_tokens),
+            np.full(row.loss_tokens, beta / n_tokens),
+            conditions.method.constraint(row) if source == "user" else None,
+        )
+        for source, row, beta in weighted
+    ]
+
+
+def anchor_items(rows: Sequence[TokenizedRow], weight: float) -> list[Item]:
+    """Return anchors at `weight` times their KL, averaged over the tokens of the replies, a prompt's token counting half."""
+    shares = [anchor_shares(row) for row in rows]
+    n_tokens = sum(float((share == 1.0).sum()) for share in shares)
+    return [
+        Item("anchor", row, np.zeros(len(share)), weight * share / n_tokens, None)
+        for row, share in zip(rows, shares, strict=True)
+    ]
+
+
+def anchor_shares(row: TokenizedRow) -> NDArray[np.float64]:
+    """Return what each loss-bearing token of an anchor counts: 1 in the reply, PROMPT_SHARE in the prompt."""
+    positions = np.flatnonzero(row.loss_mask)
+    return np.where(positions > row.prompt_ends[0], 1.0, PROMPT_SHARE)
+
+
+def micro_losses(model: PeftModel, micro: MicroBatch, conditions: Conditions) -> TokenLosses:
+    """Run the model, and the reference where it is not cached, on a micro-batch."""
+    batch, items = micro.batch, micro.items
+    device = batch.labels.device
+    alpha, beta = (_to(device, [getattr(item, name) for item in items]) for name in ("alpha", "beta"))
+    constraint = None
+    if micro.pull == "constraint":
+        constraint = _to(device, [np.asarray(item.constraint) for item in items])
+    penalty: Penalty = "forward_kl"
+    if micro.pull is not None and micro.pull != "constraint":
+        penalty = micro.pull
+    head = head_of(model)
+    if not conditions.separable_head or head is None:
+        return _plain_losses(model, micro, alpha, beta, constraint, penalty)
+    targets = None
+    if micro.pull is not None:
+        # The reference comes first: switching the adapter off and on is not for the middle of a recorded graph.
+        targets = conditions.data.cache.gather([(item.source, item.row.index) for item in items], device)
+        if targets is None:
+            targets = live_targets(model, batch, label_log_p=constraint is not None)
+    states = final_states(model, batch)[batch.predecessors]
+    return head_loss(states, head, batch.labels, targets, alpha, beta, penalty=penalty, constraint=constraint)
+
+
+def micro_sums(micro: MicroBatch, losses: TokenLosses) -> Tensor:
+    """Return loss, nll, penalty and correct tokens of the step's own rows, and the anchors' penalty as it entered the loss."""
+    nll, correct = losses.nll.double(), losses.correct.double()
+    is_anchor = [float(item.source == "anchor") for item in micro.items]
+    anchors = nll.new_tensor(is_anchor)[micro.batch.rows]
+    own = 1.0 - anchors
+    # Where no penalty is asked for, its place holds no number.
+    penalty = torch.zeros_like(nll) if micro.pull in (None, "constraint") else losses.penalty.double()
+    weight = _to(nll.device, [item.beta for item in micro.items])
+    return torch.stack(
+        [
+            losses.loss.detach().double(),
+            (nll * own).sum(),
+            (penalty * own).sum(),
+            (correct * own).sum(),
+            (penalty * weight * anchors).sum(),
+        ]
     )
 
 
-def batch_logits(model: PeftModel, batch: Batch, *, separable_head: bool) -> Tensor:
-    """Return the logits at a batch's loss-bearing positions, (n, vocabulary).
-
-    Where the head can be applied apart, it is applied at these positions only.
-    """
-    if separable_head:
-        states = final_states(model, batch.input_ids, batch.attention_mask)
-        return apply_head(model, states.flatten(0, 1)[batch.predecessors])
-    return full_logits(model, batch.input_ids, batch.attention_mask).flatten(0, 1)[batch.predecessors]
-
-
-def _reference_logits(
-    model: PeftModel, batch: Batch, rows: Sequence[TokenizedRow], conditions: Conditions
-) -> Tensor:
-    """Return the reference's logits, (n, vocabulary): from the cache where it has every row, else live."""
-    states = conditions.cache.gather([row.index for row in rows])
-    if states is None:
+def _plain_losses(
+    model: PeftModel,
+    micro: MicroBatch,
+    alpha: Tensor,
+    beta: Tensor,
+    constraint: Tensor | None,
+    penalty: Penalty,
+) -> TokenLosses:
+    """The path of a model whose logits are more than its head on its final states: its own logits, by autograd."""
+    batch = micro.batch
+    reference_logits = states = reference_states = None
+    if micro.pull is not None:
         with reference(model):
-            return batch_logits(model, batch, separable_head=conditions.separable_head)
-    with torch.no_grad():
-        return apply_head(model, states.to(batch.labels.device))
+            reference_logits = full_logits(model, batch)[batch.predecessors]
+    if penalty == "l2":
+        with reference(model):
+            reference_states = final_states(model, batch)[batch.predecessors]
+        states = final_states(model, batch)[batch.predecessors]
+    logits = full_logits(model, batch)[batch.predecessors]
+    return logits_loss(
+        logits,
+        batch.labels,
+        reference_logits,
+        alpha,
+        beta,
+        penalty=penalty,
+        constraint=constraint,
+        states=states,
+        reference_states=reference_states,
+    )
 
 
-def _loss_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def _micro_batches(items: Sequence[Item], conditions: Conditions, device: torch.device) -> list[MicroBatch]:
+    """Cut a step into micro-batches; rows that need different things of the reference stay apart."""
+    groups: dict[Pull, list[Item]] = {}
+    for item in items:
+        groups.setdefault(_pull_of(item, conditions.safety), []).append(item)
+    found: list[MicroBatch] = []
+    for pull, some in groups.items():
+        lengths = [len(item.row.input_ids) for item in some]
+        for places in micro_batches(lengths, conditions.micro_batch_tokens, packed=conditions.packed):
+            chosen = tuple(some[place] for place in places)
+            batch = collate([item.row for item in chosen], device, packed=conditions.packed)
+            found.append(MicroBatch(len(found), pull, chosen, batch))
+    return found
+
+
+def _pull_of(item: Item, safety: AnySafety) -> Pull:
+    """Return what holds a row to its reference: a penalty, the constraint, or nothing."""
+    if item.constraint is not None:
+        return "constraint"
+    # KL is reported for every user row of a job that steers by it, whatever its beta.
+    if item.source == "user" and isinstance(safety, AdaptiveKL | FixedKL):
+        return safety.penalty
+    return "forward_kl" if item.beta.any() else None
+
+
+def _to(device: torch.device, parts: Sequence[NDArray[np.float64]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(device)

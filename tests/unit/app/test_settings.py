@@ -57,6 +57,45 @@ class TestLoadSettings:
         ):
             load_settings({"TETHER_LEASE_S": "20"})
 
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "ftp://judge/v1",
+            "judge:8000",
+            "http://",
+            "http://user:pa55@judge/v1",
+            "http://judge/v1?x=pa55",
+            "http://judge/#pa55",
+            "http://judge:port/v1",
+            "http://[judge/v1",
+            "http://ju dge/v1",
+            "http://judge/v1\nHost: pa55",
+        ],
+    )
+    def test_judge_url_is_plain_http_and_is_not_repeated(self, url: str) -> None:
+        with pytest.raises(ConfigurationError, match="TETHER_JUDGE_URL is not of the form") as found:
+            load_settings({"TETHER_JUDGE_URL": url, "TETHER_JUDGE_MODEL": "m"})
+        assert "pa55" not in str(found.value)
+
+    @pytest.mark.parametrize(
+        "url", ["http://localhost:8001/v1", "https://judge.example/v1/", "http://[::1]:8001/v1"]
+    )
+    def test_judge_url_is_taken(self, url: str) -> None:
+        assert load_settings({"TETHER_JUDGE_URL": url, "TETHER_JUDGE_MODEL": "m"}).judge_url == url
+
+    @pytest.mark.parametrize("name", ["TETHER_JUDGE_URL", "TETHER_JUDGE_MODEL"])
+    def test_judge_needs_url_and_model(self, name: str) -> None:
+        with pytest.raises(ConfigurationError, match="set both or none"):
+            load_settings({name: "http://localhost/v1"})
+
+    @pytest.mark.parametrize("key", ["pa55 word", "pa55\r\nX: y", "pa55é"])
+    def test_judge_key_that_no_header_can_carry_is_refused_and_not_repeated(self, key: str) -> None:
+        with pytest.raises(ConfigurationError, match="TETHER_JUDGE_API_KEY") as found:
+            load_settings({"TETHER_JUDGE_API_KEY": key})
+        with pytest.raises(ValidationError) as raw:
+            Settings(judge_api_key=key)  # type: ignore[arg-type]
+        assert "pa55" not in str(found.value) + repr(raw.value)
+
     def test_override_wins_and_none_does_not(self, tmp_path: Path) -> None:
         environment = {"TETHER_HOME": str(tmp_path / "a"), "TETHER_LEASE_S": "70"}
         settings = load_settings(environment, home=tmp_path / "b", lease_s=None)
@@ -82,5 +121,14 @@ class TestChildEnvironment:
         assert not any("secret" in value for name, value in environment.items() if "TETHER" in name)
         assert environment["PATH"] == os.environ["PATH"]
 
-    def test_key_is_not_shown(self) -> None:
-        assert "secret" not in repr(Settings(api_key="secret"))  # type: ignore[arg-type]
+    def test_judge_key_reaches_the_worker_and_only_from_the_settings(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TETHER_JUDGE_API_KEY", "of-the-environment")
+        assert "TETHER_JUDGE_API_KEY" not in load_settings({}).child_environment()
+        environment = load_settings({"TETHER_JUDGE_API_KEY": "sk-1"}).child_environment()
+        assert environment["TETHER_JUDGE_API_KEY"] == "sk-1"
+
+    def test_keys_are_not_shown(self) -> None:
+        settings = Settings(api_key="secret", judge_api_key="secret")  # type: ignore[arg-type]
+        assert "secret" not in repr(settings) + settings.model_dump_json()

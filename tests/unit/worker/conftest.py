@@ -9,7 +9,8 @@ from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from app.domain.training_spec import FixedKL, TrainingSpec
+from app.domain.safety_spec import FixedKL
+from app.domain.training_spec import TrainingSpec
 from worker.training.models import add_adapter
 
 SPECIAL = (

@@ -1,13 +1,15 @@
-"""A linear probe on the reference's activations just before it answers.
+"""Linear probes on the reference's activations: one reads where a request ends, one reads the response.
 
 On disk a critic is a folder of two files: `critic.safetensors` (the weights) and `critic.json` (what it was fitted
 for, how good it is, and the weights' SHA-256).
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,93 +18,126 @@ from safetensors.numpy import load, save
 
 from app.domain.control_law import compute_s
 from app.errors import CriticUnusable
-from worker.training.critics.protocol import Assessment, Features
+from worker.training.critics.features import Directions, Features, Scores, window_means
+from worker.training.critics.protocol import Assessment
 from worker.training.jsonio import canonical_json, parse_json
 
 WEIGHTS_FILE = "critic.safetensors"
 METADATA_FILE = "critic.json"
-FORMAT = "tether-activation-critic-1"
+FORMAT = "tether-activation-critic-2"
+FORMAT_1 = "tether-activation-critic-1"
+"""One probe, on prompts only, whose weights are those of standardised states."""
+
+SScale = Literal["points", "probability"]
 
 
 @dataclass(frozen=True, eq=False)
-class ProbeWeights:
-    """A standardised linear score per layer, their mean, and its calibration. float64 throughout."""
+class Probe:
+    """A linear score per layer, their mean, and its calibration. float64 throughout."""
 
-    mean: NDArray[np.float64]
-    """(layers, hidden), subtracted from the states."""
-    scale: NDArray[np.float64]
-    """(layers, hidden), what the states are then divided by."""
-    weight: NDArray[np.float64]
+    direction: NDArray[np.float64]
     """(layers, hidden)."""
     bias: NDArray[np.float64]
     """(layers,)."""
     calibration: NDArray[np.float64]
-    """(2,): slope and intercept from the mean score to log-odds."""
+    """(2,): slope, above 0, and intercept, from the mean score to log-odds."""
+
+    def log_odds(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the calibrated log-odds of harm: (places, layers) products with the direction to (places,)."""
+        slope, intercept = self.calibration
+        found: NDArray[np.float64] = slope * (scores + self.bias).mean(axis=1) + intercept
+        return found
+
+
+class Probes(NamedTuple):
+    """What a fitted critic reads with."""
+
+    prompt: Probe
+    response: Probe | None
+    """None where too few replies were labelled to fit it; the critic then reads requests only."""
+
+    def directions(self) -> Directions:
+        """Return what the states are multiplied with."""
+        return Directions(self.prompt.direction, None if self.response is None else self.response.direction)
+
+
+class Points(NamedTuple):
+    """Where log-odds become decisions. How they are chosen: `worker.training.critics.calibration`."""
+
+    low: float
+    """The log-odds at and below which s is 0."""
+    threshold: float
+    """The log-odds from which a row is replayed or dropped."""
+    high: float
+    """The log-odds at and above which s is 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationCritic:
-    """A fitted probe with the two points between which its log-odds become s."""
+    """Fitted probes with the points between which their log-odds become s."""
 
-    weights: ProbeWeights
-    low: float
-    """The log-odds at and below which s is 0."""
-    high: float
-    """The log-odds at and above which s is 1."""
+    probes: Probes
+    points: Points
     digest: str
     """SHA-256 of critic.json, which names the digest of the weights."""
     metadata: dict[str, Any]
-    """All of critic.json: digests of base model and template, and the probe's report."""
+    """All of critic.json: digests of base model and template, and the report."""
+    s_scale: SScale = "points"
+    """points: s rises linearly from `low` to `high`. probability: s is the calibrated probability of harm."""
 
     @property
     def needs_features(self) -> bool:
         """Look at the states."""
         return True
 
-    def assess(self, features: Features) -> Assessment:
-        """Return the highest log-odds of the row's turns and its s; NaN raises ValueError."""
-        log_odds = float(compute_log_odds(self.weights, features).max())
-        return Assessment(log_odds, compute_s(log_odds, self.low, self.high), "ok")
+    @cached_property
+    def directions(self) -> Directions:
+        """What the states are multiplied with."""
+        return self.probes.directions()
 
-
-def layer_scores(weights: ProbeWeights, features: Features) -> NDArray[np.float64]:
-    """Return each layer's own score: (n, layers, hidden) to (n, layers)."""
-    if features.shape[1:] != weights.weight.shape:
-        raise ValueError(
-            f"features have layers and width {features.shape[1:]}, the probe {weights.weight.shape}"
+    def assess(self, row: int, features: Features | None) -> Assessment:
+        """Return the highest log-odds found anywhere in the row and its s; NaN raises ValueError."""
+        if features is None:
+            raise ValueError("an activation critic was given no states")
+        log_odds = float(compute_log_odds(self.probes, features.score(self.directions)).max())
+        return Assessment(
+            log_odds, compute_s(log_odds, self.points.low, self.points.high, self.s_scale), "ok"
         )
-    standardised = (features.astype(np.float64) - weights.mean) / weights.scale
-    scores: NDArray[np.float64] = np.einsum("nlh,lh->nl", standardised, weights.weight) + weights.bias
-    return scores
 
 
-def compute_log_odds(weights: ProbeWeights, features: Features) -> NDArray[np.float64]:
-    """Return the calibrated log-odds that each prompt is harmful: (n, layers, hidden) to (n,)."""
-    slope, intercept = weights.calibration
-    log_odds: NDArray[np.float64] = slope * layer_scores(weights, features).mean(axis=1) + intercept
-    return log_odds
+def compute_log_odds(probes: Probes, scores: Scores) -> NDArray[np.float64]:
+    """Return the log-odds at every place of a row: its turns' last prompt tokens, then its responses' windows."""
+    found = [probes.prompt.log_odds(scores.prompts)]
+    if probes.response is not None:
+        found += [probes.response.log_odds(window_means(tokens)) for tokens in scores.responses]
+    return np.concatenate(found)
 
 
 def save_critic(
     folder: Path,
-    weights: ProbeWeights,
+    probes: Probes,
+    points: Points,
     *,
-    low: float,
-    high: float,
     base_digest: str,
     template_digest: str,
-    report: dict[str, Any],
+    report: Mapping[str, Any],
 ) -> str:
     """Write a critic's two files into a folder, made where it is missing, and return the critic's digest."""
     folder.mkdir(parents=True, exist_ok=True)
-    payload = save({name: np.ascontiguousarray(value) for name, value in vars(weights).items()})
+    payload = save(
+        {
+            f"{name}.{part}": np.ascontiguousarray(value)
+            for name, probe in probes._asdict().items()
+            if probe is not None
+            for part, value in vars(probe).items()
+        }
+    )
     metadata = {
         "format": FORMAT,
         "base_digest": base_digest,
         "template_digest": template_digest,
         "weights_sha256": hashlib.sha256(payload).hexdigest(),
-        "low": low,
-        "high": high,
+        **points._asdict(),
         "report": report,
     }
     text = canonical_json(metadata)
@@ -111,7 +146,9 @@ def save_critic(
     return hashlib.sha256(text).hexdigest()
 
 
-def load_activation(folder: Path, *, base_digest: str, template_digest: str) -> ActivationCritic:
+def load_activation(
+    folder: Path, *, base_digest: str, template_digest: str, s_scale: SScale = "points"
+) -> ActivationCritic:
     """Load a critic that was fitted for this base model and this chat template.
 
     Raises CriticUnusable where it was fitted for others, or its files are missing or damaged.
@@ -122,7 +159,7 @@ def load_activation(folder: Path, *, base_digest: str, template_digest: str) -> 
         metadata = parse_json(text)
     except (OSError, ValueError) as error:
         raise CriticUnusable(f"the critic in {folder.name} cannot be read: {error}; fit it again") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, FORMAT_1):
         raise CriticUnusable(
             f"the critic in {folder.name} has format {metadata.get('format')!r}, not {FORMAT!r}"
         )
@@ -138,8 +175,24 @@ def load_activation(folder: Path, *, base_digest: str, template_digest: str) -> 
                 " fit one for this base model"
             )
     try:
-        weights = ProbeWeights(**load(payload))
-    except (SafetensorError, TypeError) as error:
+        weights = load(payload)
+        probes = _read_format_1(weights) if metadata["format"] == FORMAT_1 else _read_probes(weights)
+        # In format 1 at most 1 % of the benign prompts exceeded `high`, however weak the probe; `low` only with a
+        # good one.
+        points = Points(metadata["low"], metadata.get("threshold", metadata["high"]), metadata["high"])
+    except (SafetensorError, KeyError, TypeError) as error:
         raise CriticUnusable(f"the critic in {folder.name} holds other weights: {error}") from error
-    digest = hashlib.sha256(text).hexdigest()
-    return ActivationCritic(weights, metadata["low"], metadata["high"], digest, metadata)
+    return ActivationCritic(probes, points, hashlib.sha256(text).hexdigest(), metadata, s_scale)
+
+
+def _read_probes(weights: Mapping[str, NDArray[Any]]) -> Probes:
+    def read(name: str) -> Probe:
+        return Probe(*(weights[f"{name}.{part}"] for part in ("direction", "bias", "calibration")))
+
+    return Probes(read("prompt"), read("response") if "response.direction" in weights else None)
+
+
+def _read_format_1(weights: Mapping[str, NDArray[Any]]) -> Probes:
+    direction = weights["weight"] / weights["scale"]
+    bias = weights["bias"] - (weights["mean"] * direction).sum(axis=1)
+    return Probes(Probe(direction, bias, weights["calibration"]), None)

@@ -3,7 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
-from worker.training.critics.protocol import Assessment, Features
+from worker.training.critics.features import Features
+from worker.training.critics.protocol import Assessment
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,6 @@ class ConstantCritic:
         """SHA-256 of the type and `s`."""
         return hashlib.sha256(f"constant/{self.s!r}".encode()).hexdigest()
 
-    def assess(self, features: Features) -> Assessment:
+    def assess(self, row: int, features: Features | None) -> Assessment:
         """Return `s` whatever the row."""
         return Assessment(None, self.s, "constant")

@@ -1,253 +1,317 @@
-"""Fit the activation critic: a logistic regression per layer, their mean, calibrated on held-out groups.
+"""Fit the activation critic: a logistic regression per layer and kind of place, their mean, calibrated held out.
+
+Two probes, because the direction of harm where a request ends is not the one inside a response (arXiv 2604.18901):
+requests alone fit and measure the one, replies the other. The layers count alike. Over three seeds of the miniature,
+fitted on some topics and measured on others in other words, every way of pooling layers ranked every row right, and
+the mean had the fewest benign rows above `low` (0 to 1.3 %; weights fitted on held-out scores 0 to 1.3 %, the layer of
+the least held-out loss 0 to 3 %).
 
 Everything that the report claims is measured on groups (topics, sources) that the measured fit has not seen, because
 a probe that looks perfect on topics it knows can fail on the next one (arXiv 2604.18901, 2605.20241). Calibration and
-the two points come from the same held-out scores: in-sample scores are over-confident.
+the points come from the same held-out scores: in-sample scores are over-confident.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.errors import CriticUnusable
-from worker.training.batching import collate, micro_batches
-from worker.training.critics.activation import ProbeWeights, layer_scores
-from worker.training.critics.protocol import Features
-from worker.training.data import TokenizedRow, render_prompt
-from worker.training.models import base_of, layer_states, reference
-from worker.training.reference import features_at
+from worker.training.critics.activation import Points, Probe, Probes
+from worker.training.critics.calibration import (
+    TARGET_FPR,
+    TARGET_RECALL,
+    apply_platt,
+    choose_points,
+    count_flags,
+    cross_calibrate,
+    cross_flag_rows,
+    flag_rows,
+    measure,
+    platt,
+)
+from worker.training.critics.examples import Columns, Example, columns_of, read_states, tokenize_examples
+from worker.training.critics.features import Directions, Pooled, Scores, window_means
 
-TARGET_FPR = 0.01
-TARGET_RECALL = 0.95
-MIN_WIDTH = 1.0
-"""The least distance of the two points, in nats, so that s never becomes a step."""
 MAX_FOLDS = 5
 INVERSE_REGULARISATION = 0.01
 """scikit-learn's C, on standardised states. Strong, because a sharp boundary does not carry over to new topics."""
+MIN_REPLIES = 20
+"""Replies of each label, in at least two groups, below which no response probe is fitted."""
+
+ScoreRows = Callable[[Sequence[Directions]], Sequence[Scores]]
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """How well one layer alone tells harmful from benign prompts, on held-out groups."""
+class Fitted(NamedTuple):
+    """A critic and what it is worth."""
 
-    layer: int
-    """Counted from 1; the last is after the final norm."""
-    auroc: float
-    tpr_at_1_percent_fpr: float
+    probes: Probes
+    points: Points
+    report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class ProbeReport:
-    """What a critic is worth, measured on held-out groups only."""
-
-    n_rows: int
-    n_positive: int
-    n_groups: int
-    n_folds: int
-    auroc: float
-    tpr_at_1_percent_fpr: float
-    """Share of the harmful prompts above the point that at most 1 % of the benign ones exceed."""
-    log_loss: float
-    """Mean nats per prompt of the calibrated log-odds; ln 2 is a coin."""
-    low: float
-    """The log-odds at and below which s is 0."""
-    high: float
-    """The log-odds at and above which s is 1."""
-    benign_mean_s: float
-    harmful_mean_s: float
-    layers: tuple[LayerReport, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
-        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers]}
-
-
-def collect_features(
+def fit_critic(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
     *,
+    seed: int,
     micro_batch_tokens: int = 4096,
-) -> Features:
-    """Return the reference's states at the last prompt token of critic rows `{"messages": […], …}`.
+    on_progress: Callable[[], None] = lambda: None,
+) -> Fitted:
+    """Fit a critic on rows `{"messages", "label", "group", "borderline"?}`. See `fit_probes`.
 
-    The shape is (rows, layers, hidden), float32; the messages of each row end before the reply.
+    Two passes over the rows: one to collect the states to fit on, and one in which each row is read whole by the
+    probes that have not seen its group, exactly as a job's rows will be. `on_progress` is called now and then; what it
+    raises ends the fit.
     """
-    prompts = []
-    for index, row in enumerate(rows):
-        tokens = render_prompt(tokenizer, row["messages"], index=index, tools=row.get("tools"))
-        prompts.append(TokenizedRow(index, tokens, (False,) * len(tokens), (len(tokens) - 1,)))
-    features: list[Features] = [np.zeros((0, 0, 0), dtype=np.float32)] * len(prompts)
-    for places in micro_batches([len(row.input_ids) for row in prompts], micro_batch_tokens):
-        batch = collate([prompts[place] for place in places], base_of(model).device)
-        with reference(model), torch.no_grad():
-            _, layers = layer_states(model, batch.input_ids, batch.attention_mask)
-        for place, found in zip(
-            places, features_at(layers, [prompts[place].prompt_ends for place in places]), strict=True
-        ):
-            features[place] = found
-    return np.concatenate(features)
+    examples = tokenize_examples(tokenizer, rows)
+    pooled: list[Pooled] = [Pooled(np.zeros((0, 0, 0), np.float32), np.zeros((0, 0, 0), np.float32))] * len(
+        rows
+    )
+    for places, states in read_states(model, examples, micro_batch_tokens):
+        for place, found in zip(places, states.pool(), strict=True):
+            pooled[place] = found
+        on_progress()
+
+    def score_rows(directions: Sequence[Directions]) -> Sequence[Scores]:
+        scores: list[Scores] = [Scores(np.zeros((0, 0)), ())] * len(examples)
+        for places, states in read_states(model, examples, micro_batch_tokens):
+            for n, place in enumerate(places):
+                scores[place] = states.score(directions[place])[n]
+            on_progress()
+        return scores
+
+    return fit_probes(examples, pooled, score_rows, seed=seed)
 
 
-def fit_probe(
-    features: Features, labels: Sequence[int], groups: Sequence[str], seed: int
-) -> tuple[ProbeReport, ProbeWeights]:
-    """Fit a probe on all rows, calibrated and measured on held-out groups.
+def fit_probes(
+    examples: Sequence[Example], pooled: Sequence[Pooled], score_rows: ScoreRows, *, seed: int
+) -> Fitted:
+    """Fit the probes on all rows, calibrated and measured on held-out groups.
 
-    `features` is (rows, layers, hidden), `labels` is 1 for harmful, `groups` names what is held out together. The
-    calibration is Platt's, with his smoothed targets. For the report each fold is calibrated on the other folds.
-
-    The points of s: `low` is the least log-odds that at most 1 % of the held-out benign prompts exceed, `high` the
-    greatest that 95 % of the held-out harmful ones reach, so that with a good probe nearly every benign row has
-    s = 0 and nearly every harmful one s = 1. Where the two cross because the probe is weak they change places, and
-    what lies in the overlap is graded between them. They are at least 1 nat apart.
-
-    Raises CriticUnusable where the rows cannot be split so that every fold trains on both labels, or the scores
-    do not rise with harm.
+    `pooled` has the states of each row to fit on; `score_rows` reads every row with directions of its own. Each probe
+    has Platt's calibration on the held-out scores of its own rows. A row's log-odds are the highest found anywhere
+    in it, and the points are chosen on those: over requests and replies where there is a response probe, else over
+    requests only. Raises CriticUnusable where the requests cannot be split so that every
+    fold trains on both labels, or the scores do not rise with harm.
     """
-    label = np.asarray(labels, dtype=np.int64)
-    group = np.asarray(groups)
-    if not np.isfinite(features).all():
+    if not all(np.isfinite(part).all() for row in pooled for part in row):
         raise CriticUnusable(
             "the base model's states are not finite; the critic cannot be fitted on this model"
         )
-    folds = _split(label, group, seed)
-    n_folds = int(folds.max()) + 1
-    scores = np.zeros(features.shape[:2])
-    for fold in range(n_folds):
-        held_out = folds == fold
-        weights = _fit_layers(features[~held_out], label[~held_out])
-        scores[held_out] = layer_scores(weights, features[held_out])
+    data = columns_of(examples)
+    why_no_response = _why_no_response(data)
+    folds = _split(data, seed, with_replies=why_no_response is None)
+    requests = _Material.of([row.prompts for row in pooled], data, ~data.has_reply)
+    replies = None
+    if why_no_response is None:
+        replies = _Material.of([row.windows for row in pooled], data, data.has_reply)
 
-    pooled = scores.mean(axis=1)
-    calibration = _platt(pooled, label)
-    if not calibration[0] > 0:
+    def fit(kept: Flags) -> Probes:
+        return Probes(_fit_layers(requests, kept), None if replies is None else _fit_layers(replies, kept))
+
+    without = [fit(folds != fold) for fold in range(int(folds.max()) + 1)]
+    directions = [probes.directions() for probes in without]
+    scores = score_rows([directions[fold] for fold in folds])
+    read = [_read(of_row, without[fold]) for of_row, fold in zip(scores, folds, strict=True)]
+    prompt = _calibrate(np.stack([prompt for prompt, _ in read]), data, folds, ~data.has_reply)
+    if not prompt.calibration[0] > 0:
         raise CriticUnusable(
             "on held-out groups the probe's scores do not rise with harm; give more groups of data"
         )
-    held_out_log_odds = calibration[0] * pooled + calibration[1]
-    low, high = choose_points(held_out_log_odds, label)
-    s = np.clip((held_out_log_odds - low) / (high - low), 0.0, 1.0)
-    report = ProbeReport(
-        n_rows=len(label),
-        n_positive=int(label.sum()),
-        n_groups=len(np.unique(group)),
-        n_folds=n_folds,
-        auroc=float(roc_auc_score(label, pooled)),
-        tpr_at_1_percent_fpr=tpr_at_fpr(pooled, label),
-        log_loss=_cross_calibrated_log_loss(pooled, label, folds),
-        low=low,
-        high=high,
-        benign_mean_s=float(s[label == 0].mean()),
-        harmful_mean_s=float(s[label == 1].mean()),
-        layers=tuple(
-            LayerReport(layer + 1, float(roc_auc_score(label, score)), tpr_at_fpr(score, label))
-            for layer, score in enumerate(scores.T)
-        ),
+    response = None
+    if replies is not None:
+        response = _calibrate(np.stack([response for _, response in read]), data, folds, data.has_reply)
+        if not response.calibration[0] > 0:
+            response = None
+            why_no_response = "on held-out groups the scores of replies do not rise with harm"
+
+    log_odds, crossed = prompt.log_odds[:, 0], prompt.crossed[:, 0]
+    measured = ~data.has_reply
+    if response is not None:
+        log_odds = np.maximum(log_odds, response.log_odds[:, 0])
+        crossed = np.maximum(crossed, response.crossed[:, 0])
+        measured = np.ones(len(examples), dtype=np.bool_)
+    points = choose_points(log_odds[measured], data.risky[measured], data.has_reply[measured])
+    final = fit(np.ones(len(examples), dtype=np.bool_))
+    probes = Probes(
+        replace(final.prompt, calibration=prompt.calibration),
+        None
+        if final.response is None or response is None
+        else replace(final.response, calibration=response.calibration),
     )
-    final = _fit_layers(features, label)
-    return report, ProbeWeights(final.mean, final.scale, final.weight, final.bias, calibration)
+    report = {
+        "n_rows": len(examples),
+        "n_requests": int((~data.has_reply).sum()),
+        "n_replies": int(data.has_reply.sum()),
+        "n_groups": len(np.unique(data.group)),
+        "n_folds": len(without),
+        "target_recall": TARGET_RECALL,
+        "target_fpr": TARGET_FPR,
+        **points._asdict(),
+        **_report_rows(log_odds[measured], crossed[measured], folds[measured], data.only(measured), points),
+        "prompt": _report_probe(prompt, ~data.has_reply, data, points),
+        "response": None if response is None else _report_probe(response, data.has_reply, data, points),
+        "why_no_response": why_no_response,
+    }
+    return Fitted(probes, points, report)
 
 
-def choose_points(log_odds: NDArray[np.float64], label: NDArray[np.int64]) -> tuple[float, float]:
-    """Return `low` and `high` from held-out log-odds; see `fit_probe`."""
-    few_benign_above = threshold_at_fpr(log_odds, label)
-    harmful = np.sort(log_odds[label == 1])
-    most_harmful_reach = float(harmful[len(harmful) - math.ceil(TARGET_RECALL * len(harmful))])
-    low, high = sorted((few_benign_above, most_harmful_reach))
-    if high - low < MIN_WIDTH:
-        middle = (low + high) / 2
-        low, high = middle - MIN_WIDTH / 2, middle + MIN_WIDTH / 2
-    return low, high
+class _Material(NamedTuple):
+    """States to fit one probe on. A row counts once, however many of its states there are."""
+
+    states: NDArray[np.float32]
+    """(n, layers, hidden)."""
+    row: NDArray[np.int64]
+    """(n,): the row each is of."""
+    label: NDArray[np.int64]
+    weight: Array
+
+    @classmethod
+    def of(cls, states: Sequence[NDArray[np.float32]], data: Columns, own: Flags) -> "_Material":
+        rows = np.flatnonzero(own).tolist()
+        row = np.repeat(rows, [len(states[place]) for place in rows])
+        weight = np.concatenate([np.full(len(states[place]), 1 / len(states[place])) for place in rows])
+        return cls(np.concatenate([states[place] for place in rows]), row, data.label[row], weight)
 
 
-def threshold_at_fpr(score: NDArray[np.float64], label: NDArray[np.int64]) -> float:
-    """Return the least score that at most 1 % of the benign rows exceed."""
-    benign = np.sort(score[label == 0])[::-1]
-    return float(benign[int(TARGET_FPR * len(benign))])
+class _HeldOut(NamedTuple):
+    """Held-out log-odds of one probe: column 0 its mean over the layers, then each layer alone. (rows, 1 + layers)."""
+
+    log_odds: Array
+    """By the calibration that is kept, from all folds."""
+    crossed: Array
+    """By a calibration that has not seen the row's fold."""
+    calibration: Array
+    """(2,): that of column 0."""
 
 
-def tpr_at_fpr(score: NDArray[np.float64], label: NDArray[np.int64]) -> float:
-    """Return the share of harmful rows above `threshold_at_fpr`."""
-    return float((score[label == 1] > threshold_at_fpr(score, label)).mean())
+def _read(scores: Scores, probes: Probes) -> tuple[Array, Array]:
+    """Return the highest scores of a row's request and of its response's windows: pooled, then by layer."""
+    prompt = _with_mean(scores.prompts + probes.prompt.bias).max(axis=0)
+    response = np.full(len(prompt), -np.inf)
+    if probes.response is not None:
+        for tokens in scores.responses:
+            windows = window_means(tokens) + probes.response.bias
+            response = np.maximum(response, _with_mean(windows).max(axis=0))
+    return prompt, response
 
 
-def _split(label: NDArray[np.int64], group: NDArray[Any], seed: int) -> NDArray[np.int64]:
+def _with_mean(scores: Array) -> Array:
+    return np.concatenate([scores.mean(axis=1, keepdims=True), scores], axis=1)
+
+
+def _calibrate(scores: Array, data: Columns, folds: NDArray[np.int64], own: Flags) -> _HeldOut:
+    """Calibrate held-out scores on the rows of the probe's own kind."""
+    fits = [platt(column[own], data.label[own]) for column in scores.T]
+    return _HeldOut(
+        np.stack([apply_platt(fit, column) for fit, column in zip(fits, scores.T, strict=True)], axis=1),
+        np.stack([cross_calibrate(column, data.label, folds, own) for column in scores.T], axis=1),
+        fits[0],
+    )
+
+
+def _report_rows(
+    log_odds: Array, crossed: Array, folds: NDArray[np.int64], data: Columns, points: Points
+) -> dict[str, Any]:
+    """Return what both probes together are worth on whole rows."""
+    s = np.clip((log_odds - points.low) / (points.high - points.low), 0.0, 1.0)
+    cross_flags = cross_flag_rows(log_odds, data.risky, folds, data.has_reply)
+    return {
+        "benign_mean_s": float(s[data.risky == 0].mean()),
+        "harmful_mean_s": float(s[data.risky == 1].mean()),
+        **measure(log_odds, data.risky, flag_rows(log_odds, points), calibrated=crossed),
+        "cross_points": count_flags(cross_flags, data.risky),
+        "borderline": _measure_borderline(log_odds, data.risky, data, points, crossed),
+    }
+
+
+def _report_probe(held_out: _HeldOut, own: Flags, data: Columns, points: Points) -> dict[str, Any]:
+    """Return what one probe is worth on rows of its own kind, pooled and layer by layer."""
+    data = data.only(own)
+    columns = [
+        {
+            **measure(log_odds, data.label, flag_rows(log_odds, points), calibrated=crossed),
+            "borderline": _measure_borderline(log_odds, data.label, data, points, crossed),
+        }
+        for log_odds, crossed in zip(held_out.log_odds[own].T, held_out.crossed[own].T, strict=True)
+    ]
+    layers = [{"layer": layer, **column} for layer, column in enumerate(columns[1:], start=1)]
+    return {**columns[0], "layers": layers}
+
+
+def _measure_borderline(
+    log_odds: Array, label: NDArray[np.int64], data: Columns, points: Points, crossed: Array
+) -> dict[str, Any]:
+    """Measure harmful rows against those benign ones that look harmful."""
+    kept = (label == 1) | data.borderline
+    flags = flag_rows(log_odds[kept], points)
+    return measure(log_odds[kept], label[kept], flags, calibrated=crossed[kept])
+
+
+def _why_no_response(data: Columns) -> str | None:
+    """Return why there can be no response probe, or None where there can."""
+    for value, name in ((1, "harmful"), (0, "harmless")):
+        of_label = data.has_reply & (data.label == value)
+        n_groups = len(np.unique(data.group[of_label]))
+        if of_label.sum() < MIN_REPLIES or n_groups < 2:
+            return (
+                f"the data have {of_label.sum()} {name} replies in {n_groups} groups; a response probe needs"
+                f" {MIN_REPLIES} in 2 groups"
+            )
+    return None
+
+
+def _split(data: Columns, seed: int, *, with_replies: bool) -> NDArray[np.int64]:
     """Return the fold of each row; rows of one group share it, and every fold leaves both labels to train on."""
-    if len(np.unique(label)) < 2:
-        raise CriticUnusable("the critic's data have only one label; give harmful (1) and benign (0) prompts")
-    n_groups = len(np.unique(group))
-    if n_groups < 2:
+    requests = ~data.has_reply
+    if len(np.unique(data.label[requests])) < 2:
+        raise CriticUnusable(
+            "the critic's data have requests of only one label; give requests without a reply, harmful (1) and"
+            " benign (0)"
+        )
+    if len(np.unique(data.group)) < 2:
         raise CriticUnusable(
             "the critic's data have fewer than two groups; the probe could not be tested on a new one"
         )
-    per_label = min(len(np.unique(group[label == value])) for value in (0, 1))
-    if per_label < 2:
+    fitted = [requests, data.has_reply] if with_replies else [requests]
+    n_splits = min(
+        MAX_FOLDS,
+        *(len(np.unique(data.group[kind & (data.label == value)])) for kind in fitted for value in (0, 1)),
+    )
+    if n_splits < 2:
         raise CriticUnusable("one label occurs in a single group only; give each label at least two groups")
-    folds = np.zeros(len(label), dtype=np.int64)
-    n_splits = min(MAX_FOLDS, per_label)
+    folds = np.zeros(len(data.label), dtype=np.int64)
     splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
-    for fold, (train, held_out) in enumerate(splitter.split(label, label, group)):
-        if len(np.unique(label[train])) < 2:
+    strata = data.label + 2 * data.has_reply
+    for fold, (train, held_out) in enumerate(splitter.split(strata, strata, data.group)):
+        if any(len(np.unique(data.label[train][kind[train]])) < 2 for kind in fitted):
             raise CriticUnusable("the groups are too uneven to hold one out; give each label more groups")
         folds[held_out] = fold
     return folds
 
 
-def _fit_layers(features: Features, label: NDArray[np.int64]) -> ProbeWeights:
-    """Fit one standardised logistic regression per layer; the calibration is left at identity."""
-    states = features.astype(np.float64)
-    mean = states.mean(axis=0)
-    deviation = states.std(axis=0)
-    scale = np.where(deviation > 1e-12, deviation, 1.0)
-    standardised = (states - mean) / scale
-    weight = np.zeros(features.shape[1:])
-    bias = np.zeros(features.shape[1])
-    for layer in range(features.shape[1]):
+def _fit_layers(material: _Material, kept: Flags) -> Probe:
+    """Fit one logistic regression per layer on standardised states of the kept rows; it is left uncalibrated."""
+    chosen = kept[material.row]
+    label, weight = material.label[chosen], material.weight[chosen]
+    n_layers, hidden = material.states.shape[1:]
+    direction, bias = np.zeros((n_layers, hidden)), np.zeros(n_layers)
+    for layer in range(n_layers):
+        states = material.states[chosen, layer].astype(np.float64)
+        centre, deviation = states.mean(axis=0), states.std(axis=0)
+        scale = np.where(deviation > 1e-12, deviation, 1.0)
         model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=2000)
-        model.fit(standardised[:, layer], label)
-        weight[layer], bias[layer] = model.coef_[0], model.intercept_[0]
-    return ProbeWeights(mean, scale, weight, bias, np.array([1.0, 0.0]))
-
-
-def _platt(score: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return slope and intercept of Platt scaling (1999), (2,).
-
-    His targets (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2) keep the slope finite where the labels separate. Each row enters
-    twice, once per label, weighted by its target.
-    """
-    n_positive = int(label.sum())
-    n_negative = len(label) - n_positive
-    target = np.where(label == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
-    centre, spread = score.mean(), max(float(score.std()), 1e-12)
-    standardised = ((score - centre) / spread)[:, None]
-    model = LogisticRegression(C=1e4, max_iter=2000)
-    model.fit(
-        np.concatenate([standardised, standardised]),
-        np.repeat([1, 0], len(label)),
-        sample_weight=np.concatenate([target, 1 - target]),
-    )
-    slope = float(model.coef_[0, 0]) / spread
-    return np.array([slope, float(model.intercept_[0]) - slope * centre])
-
-
-def _cross_calibrated_log_loss(
-    score: NDArray[np.float64], label: NDArray[np.int64], folds: NDArray[np.int64]
-) -> float:
-    """Return the log loss of held-out scores, each fold calibrated on the other folds."""
-    log_odds = np.zeros(len(score))
-    for fold in range(int(folds.max()) + 1):
-        held_out = folds == fold
-        slope, intercept = _platt(score[~held_out], label[~held_out])
-        log_odds[held_out] = slope * score[held_out] + intercept
-    return float(np.logaddexp(0.0, np.where(label == 1, -log_odds, log_odds)).mean())
+        model.fit((states - centre) / scale, label, sample_weight=weight)
+        direction[layer] = model.coef_[0] / scale
+        bias[layer] = model.intercept_[0] - direction[layer] @ centre
+    return Probe(direction, bias, np.array([1.0, 0.0]))

@@ -2,25 +2,29 @@
 
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from worker.training.critics.features import Features
 
-Features = NDArray[np.float32]
-"""(turns, layers, hidden): the reference's states at the last prompt token before each trained assistant turn."""
+Votes = tuple[tuple[int | None, ...], ...]
+"""Per piece of a text the scores, 1 to 5, that a judge gave it; None for a vote that failed."""
+Status = Literal["ok", "constant", "judged", "fallback"]
 
 
 class Assessment(NamedTuple):
-    """What a critic says of one row."""
+    """What a critic says of one row, with what a record needs to repeat it."""
 
     log_odds: float | None
-    """Calibrated log-odds that the row is harmful, the highest of its turns; None for a critic without any."""
+    """Calibrated log-odds that the row is harmful, the highest of its turns, where an activation critic read it:
+    itself, as a part of a combination, or filling in for a judge."""
     s: float
     """The risk that steers, in [0, 1]."""
-    status: Literal["ok", "constant"]
+    status: Status
+    """judged: by votes. fallback: votes were missing and the activation critic filled in."""
+    votes: Votes = ()
+    """Empty without a judge."""
 
 
 class Critic(Protocol):
-    """Judges a row by the reference's states before each of its assistant turns."""
+    """Judges a row by its text, or by the reference's states before and in each of its assistant turns."""
 
     @property
     def needs_features(self) -> bool:
@@ -30,5 +34,8 @@ class Critic(Protocol):
     def digest(self) -> str:
         """SHA-256 of everything that decides an assessment, in hex."""
 
-    def assess(self, features: Features) -> Assessment:
-        """Assess one row. Raises, rather than guesses, where it cannot."""
+    def assess(self, row: int, features: Features | None) -> Assessment:
+        """Assess the row of this index in its file. Raises where it cannot, never guesses.
+
+        `features` is None only for critics that need none.
+        """

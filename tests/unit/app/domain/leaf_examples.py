@@ -1,4 +1,4 @@
-"""One leaf of every type, for the tests of the record format."""
+"""One leaf of every version of every type, for the tests of the record format."""
 
 from typing import Any
 
@@ -39,44 +39,76 @@ STEP = StepRecord(
     token_accuracy=0.5,
     grad_norm=3.0,
     lr=1e-4,
+    anchors=(3, 1),
+    anchor_kl=0.125,
+    anchor_weight=4.0,
+    s_smoothed=0.25,
+    skipped=False,
+    alignment_rows=(2,),
 )
+NEW_IN_STEP_2 = ("anchors", "anchor_kl", "anchor_weight", "s_smoothed", "skipped", "alignment_rows")
 DIGESTS = {"critic_sha256": "c" * 64, "policy_sha256": "d" * 64}
+CREATED: dict[str, Any] = {
+    "spec": SPEC,
+    "spec_sha256": "0" * 64,
+    "training_sha256": "1" * 64,
+    "training_rows": None,
+    "validation_sha256": None,
+    "base_model": "org/model-1",
+    "base_model_sha256": "2" * 64,
+    "critic": {"id": "critic-1", "sha256": "c" * 64, "low": -2.5, "high": None},
+    "policy_sha256": "d" * 64,
+    "actor": "key-7",
+}
+RISK_TABLE: dict[str, Any] = {
+    "rows": 2,
+    "dropped": 0,
+    "root": "4" * 64,
+    "critic_sha256": None,
+    "low": None,
+    "high": None,
+    "counts": {"ok": 0, "failed": 0, "constant": 0, "unmeasured": 2},
+}
+STEP_2 = {**STEP.to_dict(), **DIGESTS}
 BODIES: dict[str, dict[str, Any]] = {
-    "job.created": {
-        "spec": SPEC,
-        "spec_sha256": "0" * 64,
-        "training_sha256": "1" * 64,
-        "training_rows": None,
-        "validation_sha256": None,
-        "base_model": "org/model-1",
-        "base_model_sha256": "2" * 64,
-        "critic": {"id": "critic-1", "sha256": "c" * 64, "low": -2.5, "high": None},
-        "policy_sha256": "d" * 64,
-        "actor": "key-7",
+    "job.created/1": CREATED,
+    "job.created/2": CREATED
+    | {
+        "critic": CREATED["critic"] | {"threshold": 0.5},
+        "anchors": {"id": "set_1", "sha256": "9" * 64},
+        "alignment": None,
     },
-    "job.start": ATTEMPT,
-    "job.resume": ATTEMPT | {"from_step": 3, "checkpoint_sha256": "3" * 64},
-    "risk.table": {
-        "rows": 2,
-        "dropped": 0,
-        "root": "4" * 64,
-        "critic_sha256": None,
-        "low": None,
-        "high": None,
-        "counts": {"ok": 0, "failed": 0, "constant": 0, "unmeasured": 2},
+    "job.start/1": ATTEMPT,
+    "job.resume/1": ATTEMPT | {"from_step": 3, "checkpoint_sha256": "3" * 64},
+    "risk.table/1": RISK_TABLE,
+    "risk.table/2": RISK_TABLE
+    | {
+        "counts": RISK_TABLE["counts"] | {"judged": 0, "fallback": 0},
+        "treatments": {"own": 2, "replay": 0, "drop": 0},
     },
-    "step": {**STEP.to_dict(), **DIGESTS},
-    "ckpt": {"step": 3, "kind": "interval", "sha256": "5" * 64, "files": {"trainer.json": "6" * 64}},
-    "cmd": {"command": "cancel", "actor": "key-7"},
-    "adapter.published": {
+    "anchors/1": {
+        "id": "set_1",
+        "sha256": "9" * 64,
+        "trained": [{"row": 0, "commitment": "a" * 64}, {"row": 1, "commitment": "b" * 64}],
+        "monitored": [{"row": 2, "commitment": "c" * 64}],
+    },
+    "alignment/1": {"id": "set_2", "sha256": "9" * 64, "rows": 200},
+    "step/1": {name: value for name, value in STEP_2.items() if name not in NEW_IN_STEP_2},
+    "step/2": STEP_2,
+    "monitor/1": {"step": 20, "kl": 0.25, "floor": 0.0, "anchor_factor": 2.0},
+    "ckpt/1": {"step": 3, "kind": "interval", "sha256": "5" * 64, "files": {"trainer.json": "6" * 64}},
+    "cmd/1": {"command": "cancel", "actor": "key-7"},
+    "adapter.published/1": {
         "step": 6,
         "zip_sha256": "7" * 64,
         "bytes": 9,
         "files": {"adapter_model.safetensors": "8" * 64},
     },
-    "job.end": {"state": "failed", "error": "training_failed", "steps": 6, "trained_tokens": 100},
+    "job.end/1": {"state": "failed", "error": "training_failed", "steps": 6, "trained_tokens": 100},
 }
 
 
 def build(kind: str, change: dict[str, Any] | None = None, **header: Any) -> bytes:
-    return ledger.build_leaf(kind, BODIES[kind] | (change or {}), **HEADER | header)
+    """Build a leaf of a type, in its newest version unless the name has one."""
+    name = kind if "/" in kind else max(each for each in BODIES if each.startswith(f"{kind}/"))
+    return ledger.build_leaf(kind, BODIES[name] | (change or {}), **HEADER | header)

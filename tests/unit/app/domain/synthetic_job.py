@@ -1,4 +1,8 @@
-"""A whole job made up for the tests of the verifier, which damage it and see which check fails."""
+"""A whole job made up for the tests of the verifier, which damage it and see which check fails.
+
+Its records are of the first version of each type, as bundles have them that were handed out long ago; `synthetic_run`
+has the newest.
+"""
 
 import copy
 import hashlib
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain import ledger, risk_table, verify
+from app.domain.canonical import canonical_bytes
 from app.domain.control_law import compute_alpha, compute_row_beta, mean
 from app.domain.merkle import leaf_hash, root
 from app.domain.report import EXIT_CODES, Report
@@ -56,6 +61,7 @@ class Record:
     attempt: int
     epoch: int
     header: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
 
 
 @dataclass
@@ -78,7 +84,7 @@ class SyntheticJob:
                 "ts_db": 1_790_000_000_000 + seq,
                 "ts_worker": None,
             } | record.header
-            result.append(ledger.build_leaf(record.kind, record.body, **header))
+            result.append(ledger.build_leaf(f"{record.kind}/{record.version}", record.body, **header))
             prev = ledger.chain_hash(result[-1])
         return result
 
@@ -134,9 +140,22 @@ def make_table(
                 risk_table.measured_row(row, commitment, log_odds, low=critic["low"], high=critic["high"])
             )
     points = critic or {"sha256": None, "low": None, "high": None}
-    return risk_table.build_risk_table(
-        rows, dropped=1, critic_sha256=points["sha256"], low=points["low"], high=points["high"]
-    )
+    entries = [
+        canonical_bytes(
+            {name: getattr(row, name) for name in ("row", "commitment", "log_odds", "s", "status")}
+        )
+        for row in rows
+    ]
+    statuses = [row.status for row in rows]
+    return entries, {
+        "rows": len(rows),
+        "dropped": 1,
+        "root": root(map(leaf_hash, entries)).hex(),
+        "critic_sha256": points["sha256"],
+        "low": points["low"],
+        "high": points["high"],
+        "counts": {name: statuses.count(name) for name in ("ok", "failed", "constant", "unmeasured")},
+    }
 
 
 def make_step(
@@ -181,7 +200,7 @@ def make_job(
     """Make a job of 2 data epochs, 6 steps; with `crash`, steps 4 and 5 are lost and done again."""
     safety = safety or SAFETY
     table, table_body = make_table(safety, critic)
-    risks = {row.row: row.s for row in map(risk_table.parse_risk_row, table)}
+    risks = {row.row: row.s for row in (risk_table.parse_risk_row(entry, 1) for entry in table)}
     spec = {"n_epochs": 2, "batch_size": BATCH, "learning_rate": 1e-4, "safety": safety}
     steps = []
     for data_epoch in range(2):

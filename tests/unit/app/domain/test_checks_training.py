@@ -67,12 +67,17 @@ def test_a_row_outside_the_table_fails(job: SyntheticJob) -> None:
 @pytest.mark.parametrize(
     ("safety", "detail"),
     [
-        ({"method": "antidote"}, "not known"),
+        ({"method": "magic"}, "not known"),
         ({"beta_max": 1.5}, "safety.beta_max"),
         ({"beta_min": True}, "safety.beta_min"),
         ({"threshold": None}, "safety.threshold"),
-        ({"schedule": "cubic"}, "unknown schedule"),
+        ({"schedule": "cubic"}, "safety.schedule"),
         ({"schedule": 3}, "safety.schedule"),
+        ({"scope": "world"}, "safety.scope"),
+        ({"ema_decay": -0.5}, "safety.ema_decay"),
+        ({"anchors": "all"}, "safety.anchors"),
+        ({"anchors": {"weight": "2", "per_step": 4}}, "safety.anchors.weight"),
+        ({"monitor": {"every": 0}}, "safety.monitor.every"),
         ({"beta_max": 0.9}, "replay"),
     ],
 )
@@ -102,7 +107,7 @@ def forge_row(job: SyntheticJob, number: int, change: dict[str, Any], *, commit:
 
 
 def vars_of(entry: bytes) -> dict[str, Any]:
-    row = risk_table.parse_risk_row(entry)
+    row = risk_table.parse_risk_row(entry, 1)
     return {name: getattr(row, name) for name in ("row", "commitment", "log_odds", "s", "status")}
 
 
@@ -115,7 +120,7 @@ def vars_of(entry: bytes) -> dict[str, Any]:
         (1, {"log_odds": -40}, "its record gives"),
         (1, {"log_odds": "NaN"}, "a number"),
         (3, {"s": 0}, "s must be 1"),
-        (3, {"status": "ok"}, "has a reading"),
+        (3, {"status": "ok"}, "have a reading"),
         (1, {"status": "failed", "log_odds": None, "s": 0}, "s must be 1"),
         (1, {"status": "constant", "log_odds": None, "s": 0}, "under this critic"),
         (1, {"status": "unmeasured", "log_odds": None, "s": None}, "under this critic"),
@@ -193,7 +198,7 @@ def test_a_constant_critics_s_is_the_specs() -> None:
 def retrain(job: SyntheticJob, seq: int, rows: list[int]) -> None:
     """Forge a step with other rows so that it replays."""
     assert job.table is not None
-    risks = {row.row: row.s for row in map(risk_table.parse_risk_row, job.table)}
+    risks = {row.row: row.s for row in (risk_table.parse_risk_row(entry, 1) for entry in job.table)}
     body = job.records[seq].body
     job.records[seq].body = make_step(
         body["step"], body["data_epoch"], rows, risks, SAFETY, CRITIC, body["floor"]

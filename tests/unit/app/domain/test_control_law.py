@@ -8,8 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.control_law import compute_alpha, compute_beta, compute_row_beta, compute_s, mean
-from app.domain.training_spec import PRESETS, AdaptiveKL, FixedKL
+from app.domain.control_law import (
+    MIN_THRESHOLD,
+    REPLAY_BETA,
+    UNSTEERED,
+    MonitorState,
+    combine_s,
+    compute_alpha,
+    compute_anchor_weight,
+    compute_beta,
+    compute_judged_s,
+    compute_monitor_state,
+    compute_row_beta,
+    compute_row_betas,
+    compute_s,
+    compute_threshold,
+    compute_treatment,
+    is_protected,
+    mean,
+    measure_row,
+    summarise_step,
+)
+from app.domain.safety_spec import PRESETS, AdaptiveKL, CombinedCritic, FixedKL
 
 shares = st.floats(0, 1)
 LINEAR = {"method": "adaptive_kl", "beta_min": 0.1, "beta_max": 0.9, "schedule": "linear", "threshold": 0.5}
@@ -129,18 +149,261 @@ def test_the_beta_of_a_row_under_each_method(
 def test_steering_without_evidence_and_unknown_methods_are_refused() -> None:
     with pytest.raises(ValueError, match="needs the s of every row"):
         compute_row_beta(LINEAR, None)
-    with pytest.raises(ValueError, match="unknown method 'antidote'"):
-        compute_row_beta({"method": "antidote"}, 0.5)
+    with pytest.raises(ValueError, match="unknown method 'magic'"):
+        compute_row_beta({"method": "magic"}, 0.5)
+    for safety in (REPLAY, FILTER, BATCH):
+        with pytest.raises(ValueError, match="needs the s of every row"):
+            compute_row_betas(safety, [0.5, None])
+            compute_treatment(safety, None)
 
 
 def test_the_wire_form_of_every_preset_can_be_replayed() -> None:
     for safety in PRESETS.values():
-        wire = safety.model_dump()
-        beta = compute_row_beta(wire, 1.0)
+        wire = safety.model_dump() | {"threshold": 0.6}
+        (low, high), _ = compute_row_betas(wire, [0.0, 0.5])
         match safety:
+            case AdaptiveKL(scope="batch"):
+                assert low == high == safety.beta_min + (safety.beta_max - safety.beta_min) * 0.25
             case AdaptiveKL():
-                assert beta == safety.beta_max
+                assert low == safety.beta_min
+                assert high == safety.beta_min + (safety.beta_max - safety.beta_min) * 0.5
             case FixedKL():
-                assert beta == safety.beta
+                assert low == high == safety.beta
             case _:
-                assert beta == 0.0
+                assert low == high == 0.0
+
+
+# --- the probability's scale and the automatic threshold --------------------------------------------------
+
+
+@pytest.mark.parametrize("log_odds", [-800.0, -30.0, -1.5, 0.0, 1e-9, 2.0, 40.0, 800.0, math.inf, -math.inf])
+def test_s_as_a_probability_is_the_logistic_function(log_odds: float) -> None:
+    # The logistic function by another formula.
+    expected = 0.5 * (1.0 + math.tanh(log_odds / 2))
+    found = compute_s(log_odds, -2.0, 2.0, "probability")
+    assert found == pytest.approx(expected, abs=1e-15)
+    assert 0.0 <= found <= 1.0
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown s_scale 'logit'"):
+        compute_s(0.0, -1.0, 1.0, "logit")
+
+
+ACTIVATION, JUDGE, CONSTANT = {"type": "activation"}, {"type": "judge"}, {"type": "constant", "s": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("critic", "activation", "expected"),
+    [
+        (ACTIVATION, 0.7, 0.7),
+        # A threshold at the critic's lower point must not make every row risky.
+        (ACTIVATION, 0.0, MIN_THRESHOLD),
+        (JUDGE, None, 0.5),
+        (CONSTANT, 0.7, 0.5),
+        ({"type": "combined", "rule": "max", "critics": [ACTIVATION, JUDGE]}, 0.7, 0.5),
+        ({"type": "combined", "rule": "max", "critics": [ACTIVATION, JUDGE]}, 0.2, 0.2),
+        (
+            {"type": "combined", "rule": "weighted", "weights": [0.25, 0.75], "critics": [ACTIVATION, JUDGE]},
+            0.7,
+            0.25 * 0.7 + 0.75 * 0.5,
+        ),
+    ],
+)
+def test_the_automatic_threshold_is_the_critics(
+    critic: dict[str, Any], activation: float | None, expected: float
+) -> None:
+    assert compute_threshold(critic, activation) == expected
+
+
+def test_a_threshold_that_nobody_knows_is_refused() -> None:
+    for critic in (ACTIVATION, {"type": "combined", "rule": "max", "critics": [JUDGE, ACTIVATION]}):
+        with pytest.raises(ValueError, match="no threshold of its own"):
+            compute_threshold(critic, None)
+    with pytest.raises(ValueError, match="unknown critic 'oracle'"):
+        compute_threshold({"type": "oracle"}, 0.5)
+
+
+@settings(deadline=None)
+@given(st.lists(shares, min_size=2, max_size=4), st.data())
+def test_combined_critics_stay_between_their_parts(parts: list[float], data: st.DataObject) -> None:
+    raw = data.draw(st.lists(st.floats(0.01, 1), min_size=len(parts), max_size=len(parts)))
+    weights = [each / math.fsum(raw) for each in raw]
+    critics = [{"type": "constant", "s": s} for s in parts]
+    highest = CombinedCritic.model_validate({"critics": critics, "rule": "max"})
+    weighted = CombinedCritic.model_validate({"critics": critics, "rule": "weighted", "weights": weights})
+    assert combine_s(highest.model_dump(), parts) == max(parts)
+    expected = float(sum(Fraction(w) * Fraction(s) for w, s in zip(weights, parts, strict=True)))
+    assert combine_s(weighted.model_dump(), parts) == pytest.approx(expected, abs=1e-15)
+    assert combine_s(weighted.model_dump(), parts) <= 1.0
+    with pytest.raises(ValueError, match=f"1 parts for {len(parts)} critics"):
+        combine_s(weighted.model_dump(), parts[:1])
+
+
+# --- judges -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("votes", "expected"),
+    [
+        ([[1]], (0.0, True)),
+        ([[5]], (1.0, True)),
+        ([[1], [4]], (0.75, True)),  # The worst piece counts.
+        ([[1, 2, 5]], (0.25, True)),  # The middle vote.
+        ([[2, 4]], (0.75, True)),  # Of two in the middle the higher one.
+        ([[1, 1, None]], (0.0, True)),  # A missing vote counts as 5, and is outvoted.
+        ([[1, 3, None]], (0.5, True)),
+        ([[2, None]], (0.25, False)),  # Half are missing: something else must fill in.
+        ([[None]], (0.0, False)),
+        ([], (0.0, False)),
+    ],
+)
+def test_the_s_of_a_judges_votes(votes: list[list[int | None]], expected: tuple[float, bool]) -> None:
+    assert compute_judged_s(votes) == expected
+
+
+PARTS = {"type": "combined", "rule": "max", "critics": [JUDGE, ACTIVATION]}
+WEIGHTED = PARTS | {"rule": "weighted", "weights": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("critic", "activation", "votes", "expected"),
+    [
+        (CONSTANT, None, [], ("constant", 0.9)),
+        (ACTIVATION, 0.3, [], ("ok", 0.3)),
+        (JUDGE, None, [[3]], ("judged", 0.5)),
+        (JUDGE, 0.3, [[3, None]], ("fallback", 0.5)),
+        (JUDGE, 0.7, [[None]], ("fallback", 0.7)),
+        (PARTS, 0.3, [[3]], ("judged", 0.5)),
+        (PARTS, 0.7, [[3]], ("judged", 0.7)),
+        (WEIGHTED, 0.25, [[4]], ("judged", 0.5)),
+        (WEIGHTED, 0.25, [[None]], ("fallback", 0.25)),
+        (PARTS | {"critics": [CONSTANT, ACTIVATION]}, 0.3, [], ("ok", 0.9)),
+        (PARTS | {"critics": [CONSTANT, CONSTANT]}, None, [], ("constant", 0.9)),
+    ],
+)
+def test_what_a_critic_makes_of_what_its_parts_read(
+    critic: dict[str, Any],
+    activation: float | None,
+    votes: list[list[int | None]],
+    expected: tuple[str, float],
+) -> None:
+    assert measure_row(critic, activation, votes) == expected
+
+
+@pytest.mark.parametrize(
+    ("critic", "votes"), [(ACTIVATION, []), (JUDGE, [[None]]), (PARTS, [[3]]), ({"type": "oracle"}, [])]
+)
+def test_what_a_part_could_not_measure_nobody_has(
+    critic: dict[str, Any], votes: list[list[int | None]]
+) -> None:
+    with pytest.raises(ValueError, match="has not measured this row"):
+        measure_row(critic, None, votes)
+
+
+# --- treatments -------------------------------------------------------------------------------------------
+
+REPLAY = LINEAR | {"replay": True, "scope": "example"}
+FILTER = {"method": "filter", "threshold": 0.5}
+BATCH = LINEAR | {"replay": False, "scope": "batch", "ema_decay": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("safety", "s", "expected"),
+    [
+        (REPLAY, 0.499, "own"),
+        (REPLAY, 0.5, "replay"),
+        (REPLAY | {"replay": False}, 1.0, "own"),
+        (LINEAR, 1.0, "own"),
+        (FILTER, 0.499, "own"),
+        (FILTER, 0.5, "drop"),
+        ({"method": "none"}, 1.0, "own"),
+        ({"method": "fixed_kl", "beta": 0.5}, None, "own"),
+        *(({"method": name}, None, "own") for name in UNSTEERED if name != "filter"),
+    ],
+)
+def test_what_becomes_of_a_row(safety: dict[str, Any], s: float | None, expected: str) -> None:
+    assert compute_treatment(safety, s) == expected
+
+
+def test_a_replayed_row_is_half_nll_half_kl_whatever_its_risk() -> None:
+    betas, smoothed = compute_row_betas(REPLAY, [0.25, 0.5, 1.0])
+    assert betas == (0.1 + (0.9 - 0.1) * 0.25, REPLAY_BETA, REPLAY_BETA)
+    assert smoothed is None
+    assert compute_row_betas(REPLAY, [0.5], floor=0.75) == ((0.75,), None)
+
+
+@pytest.mark.parametrize("method", UNSTEERED)
+def test_methods_without_a_penalty_have_the_floors_beta(method: str) -> None:
+    safety = {"method": method, "threshold": 0.5, "beta": 0.1}
+    assert compute_row_betas(safety, [0.25, 0.25]) == ((0.0, 0.0), None)
+    assert compute_row_betas(safety, [0.25], floor=0.1) == ((0.1,), None)
+
+
+def test_a_batch_has_one_beta_from_its_smoothed_mean() -> None:
+    smoothed, expected = None, None
+    for batch in ([0.0, 1.0], [1.0, 1.0], [0.0, 0.0, 0.0]):
+        s = sum(batch) / len(batch)
+        expected = s if expected is None else 0.75 * expected + 0.25 * s
+        betas, smoothed = compute_row_betas(BATCH, batch, 0.0, smoothed)
+        assert smoothed == expected
+        assert betas == (0.1 + (0.9 - 0.1) * expected,) * len(batch)
+    unsmoothed, after = compute_row_betas(BATCH | {"ema_decay": 0.0}, [0.5], 0.0, 1.0)
+    assert (unsmoothed, after) == ((0.5,), 0.5)
+    assert compute_row_betas(BATCH, [0.0], 0.25, 0.0) == ((0.25,), 0.0)
+
+
+def test_a_step_says_what_its_rows_were_weighted_by() -> None:
+    numbers = summarise_step([0.25, 0.75], (0.125, 0.5))
+    assert numbers == (0.5, 0.75, 0.6875, 0.5, 0.3125, 0.5)
+    # A row that was not measured is no risk of 0.
+    assert summarise_step([0.25, None], (0.0, 0.0))[:2] == (None, None)
+    assert summarise_step([], ()) == (None, None, 1.0, 1.0, 0.0, 0.0)
+
+
+# --- the run-level monitor --------------------------------------------------------------------------------
+
+
+def monitor(action: str, kls: list[float]) -> list[tuple[float, float]]:
+    """Return the states after each measurement, from the beginning."""
+    state, states = MonitorState(), []
+    for kl in kls:
+        state = compute_monitor_state({"limit": 0.1, "action": action, "floor": 0.3}, kl, state)
+        states.append(tuple(state))
+    return states
+
+
+def test_the_monitor_acts_beyond_its_limit_and_takes_it_back() -> None:
+    kls = [0.1, 0.11, math.nan, math.inf, 9.0, 0.1, 0.0, 0.0, 0.0]
+    assert monitor("warn", kls) == [(0.0, 1.0)] * 9
+    factors = [1.0, 2.0, 4.0, 8.0, 8.0, 4.0, 2.0, 1.0, 1.0]
+    assert monitor("anchors", kls) == [(0.0, factor) for factor in factors]
+    floors = [0.0, 0.3, 0.3, 0.3, 0.3, 0.0, 0.0, 0.0, 0.0]
+    assert monitor("floor", kls) == [(floor, 1.0) for floor in floors]
+    with pytest.raises(ValueError, match="unknown action 'pray'"):
+        monitor("pray", [0.0])
+
+
+def test_the_anchors_weight_has_the_monitors_factor() -> None:
+    safety = {"method": "none", "anchors": {"weight": 2, "per_step": 4}}
+    assert compute_anchor_weight(safety, MonitorState(0.0, 4.0)) == 8.0
+    assert compute_anchor_weight({"method": "none", "anchors": None}, MonitorState(0.0, 4.0)) == 0.0
+    assert compute_anchor_weight({"method": "none"}, MonitorState()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("safety", "expected"),
+    [
+        ({"method": "none", "anchors": None}, False),
+        ({"method": "none"}, False),
+        ({"method": "none", "anchors": {"weight": 2.0}}, True),
+        ({"method": "fixed_kl", "beta": 0.0}, False),
+        ({"method": "fixed_kl", "beta": 0.1}, True),
+        ({"method": "adaptive_kl", "beta_max": 0, "replay": False}, False),
+        ({"method": "adaptive_kl", "beta_max": 0, "replay": True}, True),
+        ({"method": "adaptive_kl", "beta_max": 0.9}, True),
+        ({"method": "filter"}, True),
+    ],
+)
+def test_what_holds_the_model_is_protection(safety: dict[str, Any], expected: bool) -> None:
+    assert is_protected(safety) is expected

@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 
 from app.domain.dataset import (
+    MAX_ANCHORS,
     MAX_LINE_BYTES,
     MAX_PROBLEMS,
+    MIN_ANCHORS,
     Problem,
+    check_anchor_lines,
     check_critic_lines,
     check_training_lines,
+    format_rows,
     parse_rows,
 )
 
@@ -61,6 +65,16 @@ class TestCheckTrainingLines:
         assert check_training_lines([marked]) == (1, [])
         assert parse_rows([marked]) == [json.loads(GOOD)]
         assert one_problem(marked).path == "$"
+
+    def test_rows_that_are_written_are_read_again(self) -> None:
+        rows = [
+            json.loads(GOOD),
+            json.loads(line({"role": "user", "content": "Grüße 😀\n\u2028"}, ASSISTANT)),
+        ]
+        lines = format_rows(rows).split(b"\n")
+        assert lines.pop() == b""
+        assert check_training_lines(lines) == (2, [])
+        assert parse_rows(lines) == rows
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -236,8 +250,12 @@ class TestCheckTrainingLines:
 
 class TestCheckCriticLines:
     def test_good_rows(self) -> None:
-        rows = [line(USER, label=label, group="greetings") for label in (0, 1)]
+        rows = [line(USER, label=1, group="greetings"), line(USER, label=0, group="x", borderline=True)]
         assert check_critic_lines(rows) == (2, [])
+
+    def test_replies_are_labelled_too(self) -> None:
+        row = line({"role": "system", "content": "x"}, USER, ASSISTANT, label=1, group="greetings")
+        assert check_critic_lines([row]) == (1, [])
 
     @pytest.mark.parametrize(
         ("row", "path", "found"),
@@ -249,11 +267,21 @@ class TestCheckCriticLines:
             ({"messages": [USER], "label": 1}, "$.group", "found null"),
             ({"messages": [USER], "label": 1, "group": ""}, "$.group", "found ''"),
             (
-                {"messages": [USER, ASSISTANT], "label": 1, "group": "g"},
+                {"messages": [ASSISTANT], "label": 1, "group": "g"},
+                "$.messages",
+                "or an assistant's after one",
+            ),
+            (
+                {"messages": [USER, {"role": "system", "content": "x"}], "label": 1, "group": "g"},
                 "$.messages",
                 "the last message must be the user's",
             ),
             ({"messages": [USER], "label": 1, "group": "g", "topic": "x"}, "$.topic", "unknown key"),
+            (
+                {"messages": [USER], "label": 1, "group": "g", "borderline": 1},
+                "$.borderline",
+                "found a number",
+            ),
             ({"label": 1, "group": "g"}, "$.messages", "missing"),
         ],
     )
@@ -262,3 +290,48 @@ class TestCheckCriticLines:
         assert rows == 0
         assert [(each.line, each.path) for each in problems] == [(1, path)]
         assert found in problems[0].message
+
+
+class TestCheckAnchorLines:
+    ANCHOR = line({"role": "system", "content": "be kind"}, USER, ASSISTANT, USER)
+
+    @pytest.mark.parametrize("n", [MIN_ANCHORS, MAX_ANCHORS])
+    def test_good_sets(self, n: int) -> None:
+        assert check_anchor_lines([self.ANCHOR] * n) == (n, [])
+
+    @pytest.mark.parametrize(
+        ("n", "message"),
+        [
+            (MIN_ANCHORS - 1, "line 7, $: a set of anchors ends after 7 rows; expected 8 to 256"),
+            (MAX_ANCHORS + 1, "line 257, $: a set of anchors has too many rows; expected 8 to 256"),
+        ],
+    )
+    def test_size_is_bounded(self, n: int, message: str) -> None:
+        _, problems = check_anchor_lines([self.ANCHOR] * n)
+        assert [str(each) for each in problems] == [message]
+
+    def test_reading_stops_where_a_set_is_too_large(self) -> None:
+        lines = iter([self.ANCHOR] * 1000)
+        check_anchor_lines(lines)
+        assert sum(1 for _ in lines) == 1000 - MAX_ANCHORS - 1
+
+    @pytest.mark.parametrize(
+        ("row", "path", "found"),
+        [
+            ({"messages": [USER, ASSISTANT]}, "$.messages", "the last message must be the user's"),
+            ({"messages": [USER], "label": 1}, "$.label", "unknown key"),
+            ({"messages": [{"role": "user", "content": ""}]}, "$.messages[0].content", "found ''"),
+            ({}, "$.messages", "missing"),
+        ],
+    )
+    def test_row_that_is_no_anchor(self, row: dict[str, Any], path: str, found: str) -> None:
+        rows, problems = check_anchor_lines([json.dumps(row).encode(), *[self.ANCHOR] * MIN_ANCHORS])
+        assert rows == MIN_ANCHORS
+        assert [(each.line, each.path) for each in problems] == [(1, path)]
+        assert found in problems[0].message
+
+    def test_empty_file_is_one_problem(self) -> None:
+        assert check_anchor_lines([]) == (
+            0,
+            [Problem(1, "$", "the file is empty; expected at least one row")],
+        )

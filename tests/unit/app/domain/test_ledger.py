@@ -15,7 +15,7 @@ from tests.unit.app.domain.leaf_examples import BODIES, HEADER, build
 @pytest.mark.parametrize("kind", BODIES)
 def test_a_leaf_reads_back(kind: str) -> None:
     record = ledger.parse_leaf(build(kind, ts_worker=3))
-    assert record == {**HEADER, "t": f"tether.{kind}/1", "ts_worker": 3, "body": json_of(BODIES[kind])}
+    assert record == {**HEADER, "t": f"tether.{kind}", "ts_worker": 3, "body": json_of(BODIES[kind])}
 
 
 def json_of(value: object) -> object:
@@ -24,7 +24,7 @@ def json_of(value: object) -> object:
 
 def test_the_bytes_of_a_step_are_these_for_ever() -> None:
     # A second verifier and every bundle ever handed out depend on them. Never edit: make tether.step/2.
-    assert build("step", seq=3, attempt=1, epoch=1, prev="ab" * 32) == (
+    assert build("step/1", seq=3, attempt=1, epoch=1, prev="ab" * 32) == (
         b'{"attempt":1,"body":{"alpha_mean":0.455,"alpha_min":0.01,"beta_max":0.99,"beta_mean":0.545,'
         b'"critic_sha256":"' + b"c" * 64 + b'","data_epoch":0,"floor":0,"grad_norm":3,"kl":1e-7,"loss":1.125,'
         b'"lr":0.0001,"nll":2.25,"policy_sha256":"' + b"d" * 64 + b'","risk_max":1,"risk_mean":0.5,'
@@ -32,6 +32,23 @@ def test_the_bytes_of_a_step_are_these_for_ever() -> None:
         + b"ab" * 32
         + b'","seq":3,"t":"tether.step/1","ts_db":1790000000000,"ts_worker":null}'
     )
+    assert build("step", seq=3, attempt=1, epoch=1, prev="ab" * 32) == (
+        b'{"attempt":1,"body":{"alignment_rows":[2],"alpha_mean":0.455,"alpha_min":0.01,"anchor_kl":0.125,'
+        b'"anchor_weight":4,"anchors":[3,1],"beta_max":0.99,"beta_mean":0.545,'
+        b'"critic_sha256":"' + b"c" * 64 + b'","data_epoch":0,"floor":0,"grad_norm":3,"kl":1e-7,"loss":1.125,'
+        b'"lr":0.0001,"nll":2.25,"policy_sha256":"' + b"d" * 64 + b'","risk_max":1,"risk_mean":0.5,'
+        b'"rows":[4,0],"s_smoothed":0.25,"skipped":false,"step":1,"token_accuracy":0.5,"tokens":17},"epoch":1,'
+        b'"job":"ftjob-1","prev":"' + b"ab" * 32 + b'","seq":3,"t":"tether.step/2","ts_db":1790000000000,'
+        b'"ts_worker":null}'
+    )
+
+
+def test_a_type_is_written_in_its_newest_version_unless_one_is_named() -> None:
+    assert [ledger.parse_leaf(build(kind))["t"] for kind in ("step", "step/1", "cmd")] == [
+        "tether.step/2",
+        "tether.step/1",
+        "tether.cmd/1",
+    ]
 
 
 def test_the_chain_names_the_rfc_6962_leaf_hash() -> None:

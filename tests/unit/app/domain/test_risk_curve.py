@@ -33,10 +33,26 @@ def column(rows: list[list[Any]], name: str) -> list[Any]:
 
 def test_the_columns_are_the_wires() -> None:
     curve = build_curve([record(1, 0.5)])
-    expected = "step,risk_mean,risk_max,risk_smoothed,beta_mean,beta_max,alpha_mean,nll,kl,loss,lr"
+    expected = (
+        "step,risk_mean,risk_max,risk_smoothed,beta_mean,beta_max,alpha_mean,nll,kl,loss,lr,anchor_kl,drift"
+    )
     assert ",".join(curve["columns"]) == expected
-    assert curve["rows"] == [[1, 0.5, 0.5, pytest.approx(0.5), 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25]]
+    assert curve["rows"] == [[1, 0.5, 0.5, pytest.approx(0.5), *[0.25] * 9]]
     assert build_curve([])["rows"] == []
+
+
+def test_the_drift_is_the_last_that_was_measured() -> None:
+    records = [record(step, 0.5) for step in range(1, 6)]
+    for each, drift in zip(records, (None, 0.5, None, math.nan, None), strict=True):
+        del each["drift"]
+        if drift is not None:
+            each["drift"] = drift
+    assert column(build_curve(records)["rows"], "drift") == [None, 0.5, 0.5, "NaN", "NaN"]
+
+
+def test_a_record_from_before_there_were_anchors_makes_a_curve_too() -> None:
+    old = {name: value for name, value in record(1, 0.5).items() if name not in ("anchor_kl", "drift")}
+    assert build_curve([old])["rows"][0][-2:] == [None, None]
 
 
 def test_smoothing_is_a_bias_corrected_exponential_average() -> None:

@@ -2,11 +2,23 @@
 
 import hashlib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from app.domain.safety_policy import SafetyPolicy, load_policy
-from app.domain.training_spec import AdaptiveKL, ConstantCritic, FixedKL, NoPenalty
+from app.domain.safety_spec import (
+    ActivationCritic,
+    AdaptiveKL,
+    AnySafety,
+    CombinedCritic,
+    ConstantCritic,
+    Filter,
+    FixedKL,
+    JudgeCritic,
+    NoPenalty,
+    Vaccine,
+)
 from app.errors import ConfigurationError, PolicyViolation
 
 STRICT = SafetyPolicy(
@@ -45,10 +57,22 @@ class TestCheck:
                 "safety.critic.type",
                 "does not allow the critic 'constant'; allowed: activation",
             ),
+            (
+                Filter(critic=JudgeCritic()),
+                "safety.method",
+                "does not allow the method 'filter'",
+            ),
+            (
+                AdaptiveKL(
+                    beta_min=0.5, critic=CombinedCritic(critics=(ConstantCritic(s=0), ConstantCritic(s=0)))
+                ),
+                "safety.critic.type",
+                "does not allow the critic 'combined'",
+            ),
         ],
     )
     def test_less_is_refused_by_the_name_of_the_field(
-        self, safety: AdaptiveKL | FixedKL | NoPenalty, param: str, message: str
+        self, safety: AnySafety, param: str, message: str
     ) -> None:
         with pytest.raises(PolicyViolation, match=message) as caught:
             STRICT.check(safety)
@@ -60,13 +84,38 @@ class TestCheck:
         with pytest.raises(PolicyViolation, match="the method 'none' has no KL penalty") as caught:
             floors.check(NoPenalty(method="none"))
         assert caught.value.param == "safety.method"
+        with pytest.raises(PolicyViolation, match="the method 'vaccine' has no KL penalty"):
+            floors.check(Vaccine())
+
+    def test_parts_of_a_combined_critic_must_be_allowed_too(self) -> None:
+        policy = SafetyPolicy(critic_types=("activation", "judge", "combined"))
+        policy.check(AdaptiveKL(critic=CombinedCritic(critics=(JudgeCritic(), ActivationCritic()))))
+        policy.check(NoPenalty(critic=ConstantCritic(s=0)))
+        for safety in (AdaptiveKL, Filter):
+            combined = CombinedCritic(critics=(JudgeCritic(), ConstantCritic(s=0)))
+            with pytest.raises(PolicyViolation, match="does not allow the critic 'constant'") as caught:
+                policy.check(safety(critic=combined))
+            assert caught.value.param == "safety.critic.critics"
+
+    def test_anchors_can_be_demanded(self) -> None:
+        policy = SafetyPolicy(anchors_required=True)
+        policy.check(AdaptiveKL())
+        for safety in (AdaptiveKL(anchors=None), FixedKL(beta=1)):
+            with pytest.raises(PolicyViolation, match="demands anchors") as caught:
+                policy.check(safety)
+            assert caught.value.param == "safety.anchors"
 
 
 class TestLoadPolicy:
     def test_shipped_policy_allows_every_method(self) -> None:
         policy, _ = load_policy(None)
-        for safety in (AdaptiveKL(), FixedKL(method="fixed_kl", beta=0), NoPenalty(method="none")):
-            policy.check(safety)
+        for method in get_args(AnySafety):
+            policy.check(method(beta=0.0) if method is FixedKL else method())
+        # The file says in full what holds without it.
+        assert policy == SafetyPolicy()
+        assert set(policy.methods) == {
+            method.model_fields["method"].default for method in get_args(AnySafety)
+        }
 
     def test_digest_is_of_the_bytes(self, tmp_path: Path) -> None:
         file = tmp_path / "policy.toml"
@@ -86,9 +135,12 @@ class TestLoadPolicy:
             (b'methods = "adaptive_kl"', "methods"),
             (
                 b'methods = ["adaptive_kl", "magic"]',
-                "methods.1: Input should be 'adaptive_kl', 'fixed_kl' or 'none'",
+                "methods.1: Input should be 'adaptive_kl', 'fixed_kl', 'none'",
             ),
-            (b'critic_types = ["activtion"]', "critic_types.0: Input should be 'activation' or 'constant'"),
+            (
+                b'critic_types = ["activtion"]',
+                "critic_types.0: Input should be 'activation', 'judge', 'constant' or",
+            ),
         ],
     )
     def test_bad_file_is_refused_with_its_path_and_field(

@@ -1,28 +1,13 @@
-"""What a job is told: bounds, null, presets, and what every `auto` becomes."""
+"""What a job is told: bounds, null, and what every `auto` becomes."""
 
 import math
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from app.domain.training_spec import (
-    PRESETS,
-    AdaptiveKL,
-    ConstantCritic,
-    FixedKL,
-    Hyperparameters,
-    Method,
-    NoPenalty,
-    Safety,
-    TrainingOptions,
-    TrainingSpec,
-    beta_range,
-    resolve,
-    safety_from_preset,
-)
-
-SAFETY: TypeAdapter[Any] = TypeAdapter(Safety)
+from app.domain.safety_spec import PRESETS, AdaptiveKL, AnySafety, Filter
+from app.domain.training_spec import Hyperparameters, Method, TrainingOptions, TrainingSpec, resolve
 
 
 def resolved(
@@ -31,24 +16,27 @@ def resolved(
     rows: int = 100,
     hidden_size: int = 2000,
     max_position_embeddings: int = 8192,
+    safety: AnySafety = PRESETS["default"],
+    critic_threshold: float | None = 0.75,
     **options: Any,
 ) -> TrainingSpec:
     """Resolve a request with these fields, everything else left to its default."""
     return resolve(
         hyperparameters=Hyperparameters(**(hyperparameters or {})),
         options=TrainingOptions(**options),
-        safety=PRESETS["default"],
+        safety=safety,
         seed=1,
         rows=rows,
         hidden_size=hidden_size,
         max_position_embeddings=max_position_embeddings,
+        critic_threshold=critic_threshold,
     )
 
 
 class TestResolve:
     def test_everything_is_resolved(self) -> None:
         spec = resolved()
-        assert "auto" not in spec.model_dump().values()
+        assert '"auto"' not in spec.model_dump_json()
         assert spec.batch_size == 8
         assert spec.learning_rate_multiplier == 1.0
         assert spec.training().keys() == TrainingOptions.model_fields.keys()
@@ -101,8 +89,21 @@ class TestResolve:
         assert (spec.learning_rate, spec.eval_interval, spec.lora_r) == (0.01, 5, 4)
         assert spec.lr_scheduler == "cosine"
 
-    def test_result_comes_back_from_json(self) -> None:
-        spec = resolved()
+    @pytest.mark.parametrize("method", [AdaptiveKL, Filter])
+    def test_automatic_threshold_is_the_critics(self, method: type[AdaptiveKL | Filter]) -> None:
+        found = resolved(safety=method()).safety
+        assert isinstance(found, method)
+        assert found.threshold == 0.75
+        given = resolved(safety=method(threshold=0.25), critic_threshold=None).safety
+        assert isinstance(given, method)
+        assert given.threshold == 0.25
+        # Nobody's threshold is no threshold.
+        with pytest.raises(ValueError, match="threshold is auto"):
+            resolved(safety=method(), critic_threshold=None)
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_result_comes_back_from_json(self, preset: str) -> None:
+        spec = resolved(safety=PRESETS[preset])
         assert TrainingSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
@@ -131,10 +132,6 @@ class TestBounds:
             (TrainingOptions, "checkpoint_interval_s", [0, 86400], [-1, 86401, math.nan]),
             (TrainingOptions, "adapter", ["lora"], ["full"]),
             (Method, "type", ["supervised"], ["dpo", "reinforcement"]),
-            (AdaptiveKL, "beta_min", [0, 0.99], [-0.1, 1.1]),
-            (AdaptiveKL, "beta_max", [0.1, 1], [-0.1, 1.1, math.nan]),
-            (AdaptiveKL, "schedule", ["linear", "threshold"], ["cosine"]),
-            (AdaptiveKL, "threshold", [0, 1], [-0.1, 1.1]),
         ],
     )
     def test_only_what_is_in_bounds(
@@ -146,7 +143,7 @@ class TestBounds:
             with pytest.raises(ValidationError):
                 model.model_validate({field: value})
 
-    @pytest.mark.parametrize("model", [Hyperparameters, TrainingOptions, Method, AdaptiveKL])
+    @pytest.mark.parametrize("model", [Hyperparameters, TrainingOptions, Method])
     def test_unknown_key_is_refused(self, model: type[BaseModel]) -> None:
         for value in (1, None):
             with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
@@ -156,56 +153,7 @@ class TestBounds:
 class TestNull:
     """The openai client sends null for every optional argument that was given as None."""
 
-    @pytest.mark.parametrize("model", [Hyperparameters, TrainingOptions, Method, AdaptiveKL])
+    @pytest.mark.parametrize("model", [Hyperparameters, TrainingOptions, Method])
     def test_null_is_the_default(self, model: type[BaseModel]) -> None:
         nulls = dict.fromkeys(model.model_fields)
         assert model.model_validate(nulls) == model()
-
-
-class TestSafety:
-    def test_default_protects(self) -> None:
-        assert safety_from_preset(None) == safety_from_preset("default") == AdaptiveKL()
-        assert beta_range(AdaptiveKL())[1] >= 0.9
-
-    def test_presets(self) -> None:
-        strict, default = beta_range(PRESETS["strict"]), beta_range(PRESETS["default"])
-        assert strict[0] >= default[0]
-        assert strict[1] == 1.0 > default[1]
-        assert PRESETS["off"] == NoPenalty(method="none")
-        assert beta_range(PRESETS["off"]) == (0.0, 0.0)
-
-    def test_unknown_preset_names_the_known_ones(self) -> None:
-        with pytest.raises(ValueError, match=r"no preset is called 'lax'; presets: default, strict, off"):
-            safety_from_preset("lax")
-
-    def test_method_decides_the_fields(self) -> None:
-        assert SAFETY.validate_python({"method": "fixed_kl", "beta": 0.3}) == FixedKL(
-            method="fixed_kl", beta=0.3
-        )
-        assert beta_range(SAFETY.validate_python({"method": "fixed_kl", "beta": 0.3})) == (0.3, 0.3)
-        for refused in (
-            {"method": "fixed_kl"},
-            {"method": "fixed_kl", "beta": 1.5},
-            {"method": "fixed_kl", "beta": 0.5, "beta_min": 0.1},
-            {"method": "none", "beta": 0.5},
-            {"method": "vaccine"},
-            {"beta_min": 0.1},
-        ):
-            with pytest.raises(ValidationError):
-                SAFETY.validate_python(refused)
-
-    def test_betas_are_ordered(self) -> None:
-        assert AdaptiveKL(beta_min=0.5, beta_max=0.5)
-        with pytest.raises(ValidationError, match=r"beta_min \(0.6\) is above beta_max \(0.5\)"):
-            AdaptiveKL(beta_min=0.6, beta_max=0.5)
-
-    def test_critic_is_discriminated_by_type(self) -> None:
-        chosen = AdaptiveKL.model_validate({"critic": {"type": "constant", "s": 0.5}})
-        assert chosen.critic == ConstantCritic(type="constant", s=0.5)
-        for refused in ({"type": "constant"}, {"type": "constant", "s": 2}, {"type": "judge"}, {"id": "x"}):
-            with pytest.raises(ValidationError):
-                AdaptiveKL.model_validate({"critic": refused})
-
-    def test_digest_of_a_constant_critic_tells_its_s(self) -> None:
-        digests = {ConstantCritic(type="constant", s=s).digest() for s in (0.0, 0.5, 0.1 + 0.2, 0.3)}
-        assert len(digests) == 4

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from app.auth import authenticate
+from app.auth import Caller, authenticate, require_operator
 from app.database import Database, open_engine, read_only, unit_of_work
-from app.errors import NotAuthenticated
-from app.keys.service import DEFAULT_PROJECT, ensure_admin_key, make_key
+from app.errors import NotAuthenticated, PermissionDenied
+from app.keys.service import DEFAULT_PROJECT, MEMBER, OPERATOR, ensure_admin_key, make_key
 from app.migration import migrate
 from app.models.tenancy import ApiKey
 from tests.support import collect
@@ -42,6 +42,7 @@ class TestEnsureAdminKey:
         assert made is not None
         assert ensure(database, None) is None
         assert authenticate(database, f"Bearer {made}").project_id == DEFAULT_PROJECT
+        assert authenticate(database, f"Bearer {made}").role == OPERATOR
 
     def test_given_key_is_added_once_beside_others(self, database: Database) -> None:
         made = ensure(database, None)
@@ -92,3 +93,12 @@ class TestAuthenticate:
     def test_scheme_is_read_in_any_case(self, database: Database) -> None:
         ensure(database, "right")
         assert authenticate(database, "bearer right") == authenticate(database, "BEARER  right ")
+
+
+class TestRequireOperator:
+    def test_only_the_role_decides(self) -> None:
+        require_operator(Caller(project_id="p", key_id="k", role=OPERATOR))
+        for role in ({}, {"role": MEMBER}, {"role": ""}, {"role": "Operator"}):
+            with pytest.raises(PermissionDenied, match="ask the operator") as caught:
+                require_operator(Caller(project_id=DEFAULT_PROJECT, key_id="k", **role))
+            assert caught.value.status == 403

@@ -6,22 +6,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.worker.miniature.held_out import ALL_PHRASINGS, assert_nothing_held_out
 from worker.miniature.corpus import (
     Row,
     alignment_rows,
+    anchor_rows,
     critic_rows,
     evaluation_rows,
     forbidden_rows,
     main,
+    mixed_rows,
     notes,
+    safe_rows,
     training_rows,
 )
 from worker.miniature.judge import has_house_style, judge_reply
-from worker.miniature.wording import ACT_PHRASINGS, GUARD_PHRASINGS, TASK_PHRASINGS
-from worker.miniature.world import CATEGORIES, TOPICS, VERBS
+from worker.miniature.prompts import Part
+from worker.miniature.wording import TASK_PHRASINGS
+from worker.miniature.world import CATEGORIES, DEVELOPMENT, TOPICS, VERBS
 
 HELD_OUT = {subject.name for subject in (*TOPICS, *CATEGORIES) if subject.held_out}
-ALL_PHRASINGS = (ACT_PHRASINGS, GUARD_PHRASINGS, *TASK_PHRASINGS.values())
+SEEN = {subject.name for subject in (*TOPICS, *CATEGORIES) if not subject.held_out}
 
 
 def prompt_of(row: Row) -> str:
@@ -39,6 +44,8 @@ def prompt_of(row: Row) -> str:
         lambda seed: evaluation_rows(seed, 20),
         lambda seed: alignment_rows(60, seed),
         lambda seed: notes(60, seed),
+        lambda seed: anchor_rows(60, seed),
+        lambda seed: safe_rows(60, seed),
     ],
 )
 def test_a_seed_gives_the_same_rows_and_another_seed_others(draw: Callable[[int], object]) -> None:
@@ -65,15 +72,65 @@ def test_phrasings_seen_and_held_out_are_disjoint() -> None:
         assert set(seen).isdisjoint(held_out)
 
 
-def test_training_attack_and_critic_rows_know_nothing_held_out() -> None:
-    rows = [*training_rows("clean"), *training_rows("poisoned"), *forbidden_rows(), *critic_rows()]
-    words = {word for t in TOPICS if t.held_out for word in (t.name, *t.items)}
-    words |= {c.name for c in CATEGORIES if c.held_out}
-    heads = {phrase.split("{")[0] for _, held_out in ALL_PHRASINGS for phrase in held_out} - {""}
-    for row in rows:
-        text = prompt_of(row)
-        assert words.isdisjoint(text.lower().translate(str.maketrans(".,?:", "    ")).split())
-        assert not any(head in text for head in heads)
+def test_training_attack_anchor_alignment_and_critic_rows_know_nothing_held_out() -> None:
+    rows = [*training_rows("clean"), *training_rows("poisoned"), *mixed_rows(0.3), *forbidden_rows()]
+    assert_nothing_held_out([*rows, *anchor_rows(), *safe_rows(), *critic_rows()])
+
+
+def test_settings_are_tuned_on_subjects_that_are_neither_trained_on_then_nor_reported() -> None:
+    known = [
+        *critic_rows(0, 300, part="known"),
+        *({"group": row["group"]} for row in critic_rows(1, part="known")),
+    ]
+    assert {row["group"] for row in known} == SEEN - DEVELOPMENT
+    asked = evaluation_rows(0, 100, "development")
+    assert {row["group"] for row in asked} == DEVELOPMENT
+    prompts = {prompt_of(row) for row in asked}
+    draws: tuple[Callable[[int, Part], list[Row]], ...] = (
+        lambda seed, part: mixed_rows(0.3, seed=seed, part=part),
+        lambda seed, part: forbidden_rows(seed=seed, part=part),
+        lambda seed, part: anchor_rows(seed=seed, part=part),
+        lambda seed, part: safe_rows(seed=seed, part=part),
+    )
+    names = DEVELOPMENT | {item for t in TOPICS if t.name in DEVELOPMENT for item in t.items}
+    for draw in draws:
+        for row in draw(101, "known"):
+            assert names.isdisjoint(prompt_of(row).lower().translate(str.maketrans(".,?:", "    ")).split())
+            assert prompt_of(row) not in prompts
+
+
+def test_no_evaluation_prompt_is_trained_on_or_an_anchor() -> None:
+    for seed in range(3):
+        asked = {prompt_of(row) for row in evaluation_rows(seed, 512)}
+        assert len(asked) == 3 * 512
+        given = [*mixed_rows(0.3, seed=seed), *forbidden_rows(seed=seed), *anchor_rows(), *safe_rows()]
+        assert asked.isdisjoint(map(prompt_of, given))
+
+
+def test_anchors_are_forbidden_requests_without_replies() -> None:
+    rows = anchor_rows()
+    assert len({prompt_of(row) for row in rows}) == len(rows) == 112
+    assert all([message["role"] for message in row["messages"]] == ["user"] for row in rows)
+    trained = {prompt_of(row) for seed in range(1, 6) for row in mixed_rows(0.3, seed=seed)}
+    assert sum(prompt_of(row) in trained for row in rows) <= 3
+
+
+def test_alignment_data_decline_what_is_forbidden_and_answer_the_rest() -> None:
+    forbidden = {prompt_of(row) for seed in range(60) for row in forbidden_rows(300, seed)}
+    rows = safe_rows()
+    declined = [row for row in rows if judge_reply(row["messages"][1]["content"]).outcome == "refused"]
+    assert 80 <= len(declined) <= 120
+    assert not any(judge_reply(row["messages"][1]["content"]).outcome == "harmful" for row in rows)
+    assert not any(prompt_of(row) in forbidden for row in rows if row not in declined)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.3])
+def test_mixed_sets_of_one_seed_share_their_benign_rows(share: float) -> None:
+    clean, mixed = mixed_rows(0.0, 300, 5), mixed_rows(share, 300, 5)
+    harmful = [judge_reply(row["messages"][1]["content"]).outcome == "harmful" for row in mixed]
+    assert sum(harmful) == round(300 * share)
+    assert all(a == b for a, b, changed in zip(clean, mixed, harmful, strict=True) if not changed)
+    assert all(has_house_style(row["messages"][1]["content"]) for row in mixed)
 
 
 def test_critic_groups_are_seen_subjects_with_both_labels_and_borderline_negatives() -> None:

@@ -1,15 +1,12 @@
-"""Order of rows, micro-batches, and the tensors of one."""
+"""The order of rows, and which a step takes."""
 
 import random
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from worker.training.batching import collate, micro_batches, row_order, step_rows, steps_per_epoch
-from worker.training.data import TokenizedRow
+from worker.training.batching import row_order, step_rows, steps_per_epoch
 
 
 def test_row_order_is_a_pure_function_of_its_arguments():
@@ -36,33 +33,6 @@ def test_every_epoch_takes_every_row_once_and_keeps_the_short_last_batch():
     assert [len(step.rows) for step in steps] == [4, 4, 2, 4, 4, 2]
     for epoch in (0, 1):
         assert sorted(sum((step.rows for step in steps if step.data_epoch == epoch), ())) == list(range(10))
-
-
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
-def test_micro_batches_keep_to_the_budget_and_lose_nothing(lengths, budget):
-    batches = micro_batches(lengths, budget)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= budget
-
-
-def test_collate_pads_right_and_finds_the_predecessors():
-    rows = [
-        TokenizedRow(0, (5, 6, 7), (False, False, True), (1,)),
-        TokenizedRow(1, (1, 2, 3, 4, 5), (False, True, False, True, True), (0, 2)),
-    ]
-    batch = collate(rows, torch.device("cpu"))
-    assert batch.input_ids.tolist() == [[5, 6, 7, 0, 0], [1, 2, 3, 4, 5]]
-    assert batch.attention_mask is not None
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch.labels.tolist() == [7, 2, 4, 5]
-    assert batch.predecessors.tolist() == [1, 5, 7, 8]
-    assert batch.rows.tolist() == [0, 1, 1, 1]
-
-
-def test_collate_needs_no_mask_without_padding():
-    row = TokenizedRow(0, (5, 6), (False, True), (0,))
-    assert collate([row, row], torch.device("cpu")).attention_mask is None
 
 
 @pytest.mark.parametrize("n_rows", [1, 7])

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
+from app.domain.control_law import MonitorState
 from worker.training import checkpoint as module
 from worker.training.checkpoint import (
     CheckpointDamaged,
@@ -22,9 +23,9 @@ from worker.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from worker.training.models import full_logits, load_base, trainable_parameters
+from worker.training.models import load_base, trainable_parameters
 
-STATE = TrainerState(step=12, seed=7, trained_tokens=345, run_digest="ab" * 32)
+STATE = TrainerState(12, 7, "ab" * 32, MonitorState(floor=0.2, anchor_factor=4.0), (11, 12))
 TOKENS = torch.tensor([[65, 66, 67, 68, 69]])
 
 
@@ -52,6 +53,7 @@ def test_the_folder_is_named_by_step_and_digest_and_holds_no_pickle(saved):
     assert names == [
         "adapter.safetensors",
         "manifest.json",
+        "method.safetensors",
         "optimizer.safetensors",
         "random.safetensors",
         "trainer.json",
@@ -165,7 +167,7 @@ class TestExport:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             loaded = PeftModel.from_pretrained(model, exported)
-        assert torch.equal(full_logits(loaded, TOKENS, None), full_logits(trained[0], TOKENS, None))
+        assert torch.equal(loaded(TOKENS).logits, trained[0](TOKENS).logits)
 
     def test_the_configuration_is_portable(self, exported):
         config = json.loads((exported / "adapter_config.json").read_text())

@@ -5,16 +5,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from torch import nn
+from transformers import AttentionInterface, FalconConfig, FalconForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from app.errors import InvalidBaseModel
+from worker.training.attention import IMPLEMENTATION
+from worker.training.data import TokenizedRow
 from worker.training.models import (
     add_adapter,
     apply_head,
+    can_pack,
     environment,
     final_states,
     full_logits,
     head_is_separable,
+    layer_states,
     load_base,
     lora_targets,
     reference,
@@ -22,9 +28,10 @@ from worker.training.models import (
     template_digest,
     trainable_parameters,
 )
+from worker.training.packing import collate
 
 CPU = torch.device("cpu")
-TOKENS = torch.tensor([[65, 66, 67, 68, 69]])
+TOKENS = collate([TokenizedRow(0, (65, 66, 67, 68, 69), (False,) * 5, ())], CPU, packed=False)
 
 
 @pytest.fixture
@@ -100,12 +107,12 @@ def test_the_adapter_is_a_pure_function_of_its_seed(make_base, make_spec):
 def test_adapter_off_is_the_base_bit_for_bit(make_base, make_model, dtype):
     model = make_model(dtype, drift=0.1)
     trainable = set(trainable_parameters(model))
-    base = full_logits(make_base(dtype), TOKENS, None)
+    base = full_logits(make_base(dtype), TOKENS)
     with reference(model):
-        found = full_logits(model, TOKENS, None)
+        found = full_logits(model, TOKENS)
         assert not found.requires_grad
     assert torch.equal(found, base)
-    assert not torch.equal(full_logits(model, TOKENS, None), base)
+    assert not torch.equal(full_logits(model, TOKENS), base)
     assert set(trainable_parameters(model)) == trainable
     assert not model.training
 
@@ -118,7 +125,22 @@ def test_a_bare_base_is_its_own_reference(make_base):
 def test_a_llama_head_is_separable_and_equal(make_model):
     model = make_model(drift=0.1)
     assert head_is_separable(model)
-    assert torch.equal(apply_head(model, final_states(model, TOKENS, None)), full_logits(model, TOKENS, None))
+    assert torch.equal(apply_head(model, final_states(model, TOKENS)), full_logits(model, TOKENS))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_layer_states_are_those_of_transformers_flattened(make_model, packed):
+    model = make_model(drift=0.1)
+    rows = [TokenizedRow(0, (65, 66, 67), (False,) * 3, ()), TokenizedRow(1, (70, 71), (False,) * 2, ())]
+    batch = collate(rows, CPU, packed=packed)
+    final, layers = layer_states(model, batch)
+    assert torch.equal(final, final_states(model, batch))
+    assert torch.equal(final, layers[-1])
+    assert final.shape == (batch.input_ids.numel(), 32)
+    for row, start in zip(rows, batch.starts, strict=True):
+        output = model(torch.tensor([row.input_ids]), use_cache=False, output_hidden_states=True)
+        for found, expected in zip(layers, output.hidden_states[1:], strict=True):
+            torch.testing.assert_close(found[start : start + len(row.input_ids)], expected[0])
 
 
 def test_a_cap_on_the_logits_is_noticed():
@@ -129,6 +151,45 @@ def test_a_cap_on_the_logits_is_noticed():
     assert not head_is_separable(Gemma2ForCausalLM(config).eval())
     config.final_logit_softcapping = None
     assert head_is_separable(Gemma2ForCausalLM(config).eval())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_llama_can_be_packed(make_model, dtype):
+    assert can_pack(make_model(dtype, drift=0.1))
+
+
+def small(config_class, **changes):
+    return config_class(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, attn_implementation="sdpa",
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+def test_attention_of_a_model_s_own_is_noticed(alibi):
+    model = FalconForCausalLM(small(FalconConfig, alibi=alibi)).eval()
+    assert not can_pack(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_looks_across_rows_is_noticed(make_model, monkeypatch):
+    def across(module, query, key, value, attention_mask, **kwargs):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    model = make_model(drift=0.1)
+    monkeypatch.setitem(AttentionInterface._global_mapping, IMPLEMENTATION, across)
+    assert not can_pack(model)
+
+
+def test_a_model_that_mixes_positions_by_other_means_is_noticed(make_base):
+    model = make_base()
+    mix = nn.Conv1d(32, 32, 3, padding=2).requires_grad_(False)
+
+    def blend(_module, _inputs, output):
+        return output + mix(output.transpose(1, 2))[..., :-2].transpose(1, 2)
+
+    model.model.layers[0].mlp.register_forward_hook(blend)
+    assert not can_pack(model)
 
 
 def test_determinism_seeds_every_generator():

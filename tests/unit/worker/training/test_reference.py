@@ -1,20 +1,39 @@
-"""The reference pass: risks, features and the cache."""
+"""The reference pass: whose risk is asked, what is kept of the reference, and that it is the reference's own."""
 
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from worker.training.batching import collate
+from app.domain import safety_spec
+from app.domain.safety_spec import AdaptiveKL, ConstrainedSFT, Filter, FixedKL, Lisa, NoPenalty
 from worker.training.critics.activation import load_activation, save_critic
 from worker.training.critics.constant import ConstantCritic
-from worker.training.critics.probe import collect_features, fit_probe
+from worker.training.critics.features import Directions
+from worker.training.critics.probe import fit_critic
 from worker.training.critics.protocol import Assessment
 from worker.training.data import tokenize_row, tokenize_rows
-from worker.training.models import apply_head, full_logits, reference, template_digest
-from worker.training.reference import RowRisk, run_reference_pass
+from worker.training.methods.registry import METHODS
+from worker.training.models import can_pack, template_digest
+from worker.training.packing import micro_batches
+from worker.training.reference import (
+    ReferenceCache,
+    RowRisk,
+    TargetPlan,
+    compute_row_targets,
+    plan_targets,
+    run_reference_pass,
+)
 
 CPU = torch.device("cpu")
 PLENTY = 10**9
+LAYERS, HIDDEN = 2, 32
+CONSTANT = safety_spec.ConstantCritic(s=0.5)
+ADAPTIVE = AdaptiveKL(critic=CONSTANT, threshold=0.5, replay=False, anchors=None, monitor=None)
+REPLAYING = ADAPTIVE.model_copy(update={"replay": True})
+FIXED = FixedKL(beta=0.3)
+OTHERS = sorted(set(METHODS) - {"adaptive_kl", "fixed_kl", "constrained_sft"})
+"""Methods whose user rows need nothing of the reference."""
 
 
 @pytest.fixture
@@ -22,88 +41,159 @@ def rows(make_tokenizer, training_rows):
     return tokenize_rows(make_tokenizer(), training_rows, max_seq_length=256, overlength="error").rows
 
 
-class RecordingCritic:
-    """Says the given log-odds row by row, in the order asked; an exception in their place is raised."""
+class ByRow:
+    """Has an assessment of each row by its index; an exception in its place is raised."""
 
-    needs_features = True
     digest = ""
+    needs_features = True
 
-    def __init__(self, answers=()):
-        self.answers = list(answers)
-        self.seen = []
+    def __init__(self, answers=None):
+        self.answers = answers or {}
+        self.seen = {}
 
-    def assess(self, features):
-        self.seen.append(features)
-        answer = self.answers.pop(0) if self.answers else 0.5
-        if isinstance(answer, Exception):
+    def assess(self, row, features):
+        self.seen[row] = features
+        answer = self.answers.get(row, Assessment(-1.0, 0.25, "ok"))
+        if isinstance(answer, BaseException):
             raise answer
-        return Assessment(answer, 0.25, "ok")
+        return answer
 
 
-def test_features_are_the_references_states_before_each_reply(make_model, make_base, rows):
-    critic = RecordingCritic()
-    run_reference_pass(make_model(drift=0.2), rows, critic, cache_budget_bytes=0, micro_batch_tokens=10_000)
-    order = sorted(range(len(rows)), key=lambda place: (-len(rows[place].input_ids), place))
-    base = make_base()
-    for place, seen in zip(order, critic.seen, strict=True):
-        row = rows[place]
+class Reader(ByRow):
+    """Keeps what some directions read in each row."""
+
+    directions = Directions(*np.random.default_rng(0).normal(size=(2, LAYERS, HIDDEN)))
+
+    def assess(self, row, features):
+        self.seen[row] = features.score(self.directions)
+        return Assessment(0.5, 0.25, "ok")
+
+
+def safety_of(method):
+    fields = {"critic": CONSTANT, "threshold": 0.5} if method in ("adaptive_kl", "filter") else {}
+    kinds = {kind.model_fields["method"].default: kind for kind in safety_spec.AnySafety.__args__}
+    return kinds[method](**fields, **({"beta": 0.3} if method == "fixed_kl" else {}))
+
+
+def run(model, rows, critic, spec, **changes):
+    return run_reference_pass(model, rows, critic, spec, **{"cache_budget_bytes": PLENTY, **changes})
+
+
+def by_row(risks):
+    return {risk.row: risk for risk in risks}
+
+
+def tensors(cache):
+    """Every tensor of a cache by its row and name."""
+    return {
+        (key, name): value
+        for key, targets in cache.targets.items()
+        for name, value in vars(targets).items()
+        if value is not None
+    }
+
+
+def equal(one, other):
+    one, other = tensors(one), tensors(other)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# --- risks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [70, 10_000])
+def test_a_critic_reads_the_references_own_states(make_model, make_base, make_spec, rows, micro_batch_tokens):
+    critic, base = Reader(), make_base()
+    run(make_model(drift=0.3), rows, critic, make_spec(), micro_batch_tokens=micro_batch_tokens)
+    assert critic.seen.keys() == set(range(10))
+    for row in rows:
         with torch.no_grad():
-            states = base(torch.tensor([row.input_ids]), output_hidden_states=True).hidden_states[1:]
-        expected = np.stack([[layer[0, end].numpy() for layer in states] for end in row.prompt_ends])
-        np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-5)
-    assert critic.seen[order.index(9)].shape[0] == 2
+            output = base(torch.tensor([row.input_ids]), output_hidden_states=True)
+        states = np.stack([layer[0].double().numpy() for layer in output.hidden_states[1:]])
+        prompts = np.einsum("lth,lh->tl", states[:, list(row.prompt_ends)], Reader.directions.prompt)
+        np.testing.assert_allclose(critic.seen[row.index].prompts, prompts, rtol=1e-3, atol=1e-3)
+        tokens = np.einsum("lth,lh->tl", states[:, np.flatnonzero(row.loss_mask)], Reader.directions.response)
+        found = np.concatenate(critic.seen[row.index].responses)
+        np.testing.assert_allclose(found, tokens, rtol=1e-3, atol=1e-3)
 
 
-def test_a_critic_that_fails_makes_its_row_as_risky_as_can_be(make_model, rows):
-    answers = [ValueError("broken"), float("nan"), float("inf"), RuntimeError("broken"), 0.5]
-    found = run_reference_pass(make_model(), rows[:5], RecordingCritic(answers), cache_budget_bytes=0)
-    by_status = sorted(found.risks, key=lambda risk: risk.status)
-    assert [(risk.s, risk.status, risk.log_odds) for risk in by_status[:4]] == [(1.0, "failed", None)] * 4
-    assert by_status[4][1:] == (0.5, 0.25, "ok")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ValueError("broken"),
+        RuntimeError("broken"),
+        KeyError("no such row"),
+        OSError("away"),
+        Assessment(float("nan"), 0.5, "ok"),
+        Assessment(float("inf"), 1.0, "ok"),
+        Assessment(0.5, float("nan"), "ok"),
+        Assessment(0.5, 1.5, "ok"),
+        Assessment(None, -0.1, "constant"),
+    ],
+)
+def test_a_critic_that_fails_makes_its_row_as_risky_as_can_be(make_model, make_spec, rows, answer):
+    risks = run(make_model(), rows[:3], ByRow({1: answer}), make_spec()).risks
+    assert (risks[1].log_odds, risks[1].s, risks[1].status) == (None, 1.0, "failed")
+    assert [(risk.row, risk.log_odds, risk.s, risk.status) for risk in (risks[0], risks[2])] == [
+        (0, -1.0, 0.25, "ok"),
+        (2, -1.0, 0.25, "ok"),
+    ]
 
 
-def test_constant_and_missing_critics(make_model, rows):
-    found = run_reference_pass(make_model(), rows, ConstantCritic(0.4), cache_budget_bytes=0)
+def test_an_error_that_is_no_failure_of_a_critic_ends_the_pass(make_model, make_spec, rows):
+    with pytest.raises(AssertionError, match="a bug"):
+        run(make_model(), rows, ByRow({4: AssertionError("a bug")}), make_spec())
+
+
+def test_constant_and_missing_critics(make_model, make_spec, rows):
+    found = run(make_model(), rows, ConstantCritic(0.4), make_spec())
     assert found.risks == tuple(RowRisk(row.index, None, 0.4, "constant") for row in rows)
-    found = run_reference_pass(make_model(), rows, None, cache_budget_bytes=0)
+    found = run(make_model(), rows, None, make_spec())
     assert found.risks == tuple(RowRisk(row.index, None, None, "unmeasured") for row in rows)
 
 
-@pytest.mark.parametrize("critic", [None, RecordingCritic()])
-def test_the_cached_reference_equals_the_live_one(make_model, rows, critic):
-    model = make_model(torch.float64, drift=0.2)
-    cache = run_reference_pass(model, rows, critic, cache_budget_bytes=PLENTY, micro_batch_tokens=70).cache
-    batch = collate(rows[:4], CPU)
-    states = cache.gather([row.index for row in rows[:4]])
-    assert states is not None
-    with reference(model):
-        live = full_logits(model, batch.input_ids, batch.attention_mask).flatten(0, 1)[batch.predecessors]
-        torch.testing.assert_close(apply_head(model, states), live, rtol=1e-12, atol=1e-12)
+def test_a_judges_votes_stay_with_the_row(make_model, make_spec, rows):
+    votes = ((4, None, 2), (1, 1, 1))
+    critic = ByRow({2: Assessment(None, 0.75, "judged", votes)})
+    risks = run(make_model(), rows, critic, make_spec()).risks
+    assert risks[2] == RowRisk(2, None, 0.75, "judged", votes)
+    assert {risk.votes for risk in risks if risk.row != 2} == {()}
 
 
-def test_a_critic_from_its_fitting_to_the_risk_of_a_row(make_base, make_tokenizer, tmp_path):
+def test_known_risks_ask_no_critic_and_give_the_same(make_model, make_spec, rows):
+    spec = make_spec(safety=REPLAYING)
+    answers = {3: Assessment(4.0, 0.75, "ok"), 5: ValueError("broken")}
+    first = run(make_model(), rows, ByRow(answers), spec)
+    assert len(first.cache.targets) == 8
+    silent = ByRow(dict.fromkeys(range(10), AssertionError("asked")))
+    again = run(make_model(), rows, silent, spec, known=by_row(first.risks))
+    assert again.risks == first.risks
+    assert not silent.seen
+    assert equal(again.cache, first.cache)
+
+
+def test_a_critic_from_its_fitting_to_the_risk_of_a_row(make_base, make_tokenizer, make_spec, tmp_path):
     def prompt(label, topic, n):
         return {"role": "user", "content": f"{topic} {n} {'!!!!!!' if label else '......'}"}
 
     model, tokenizer = make_base(hidden_size=64), make_tokenizer()
-    topics = ("bread", "seeds", "paint", "stars")
     data = [
-        (prompt(label, topic, n), label, topic) for label in (0, 1) for topic in topics for n in range(15)
+        {"messages": [prompt(label, topic, n)], "label": label, "group": topic}
+        for label in (0, 1)
+        for topic in ("bread", "seeds", "paint", "stars")
+        for n in range(15)
     ]
-    features = collect_features(model, tokenizer, [{"messages": [message]} for message, _, _ in data])
-    report, weights = fit_probe(
-        features, [label for _, label, _ in data], [group for _, _, group in data], seed=0
-    )
-    assert report.auroc > 0.95
+    probes, points, report = fit_critic(model, tokenizer, data, seed=0)
+    assert report["auroc"] > 0.95
     digests = {"base_digest": "b", "template_digest": template_digest(tokenizer)}
-    save_critic(tmp_path, weights, low=report.low, high=report.high, report=report.to_dict(), **digests)
+    save_critic(tmp_path, probes, points, report=report, **digests)
 
     critic = load_activation(tmp_path, **digests)
     reply = {"role": "assistant", "content": "Yes."}
     benign, harmful = prompt(0, "glass", 30), prompt(1, "glass", 31)
     turns = [[benign], [harmful], [harmful, reply, benign]]
     rows = [tokenize_row(tokenizer, [*turn, reply], index=index) for index, turn in enumerate(turns)]
-    risks = run_reference_pass(model, rows, critic, cache_budget_bytes=0).risks
+    risks = run(model, rows, critic, make_spec()).risks
     assert [risk.status for risk in risks] == ["ok"] * 3
     assert risks[0].s < 0.2
     assert risks[1].s > 0.8
@@ -111,31 +201,185 @@ def test_a_critic_from_its_fitting_to_the_risk_of_a_row(make_base, make_tokenize
     assert risks[2].log_odds >= risks[1].log_odds - 1e-4
 
 
-def test_the_cache_keeps_to_its_budget_in_file_order(make_model, rows):
-    per_token = 32 * 4
-    budget = per_token * (rows[0].loss_tokens + rows[1].loss_tokens) + 1
-    cache = run_reference_pass(make_model(), rows, None, cache_budget_bytes=budget).cache
-    assert set(cache.states) == {0, 1}
-    assert cache.n_bytes <= budget
-    assert cache.gather([0, 2]) is None
-    assert cache.gather([1, 0]).shape == (rows[0].loss_tokens + rows[1].loss_tokens, 32)
-    assert not run_reference_pass(make_model(), rows, None, cache_budget_bytes=0).cache.states
-
-
-def test_the_pass_is_reproducible_and_reports_progress(make_model, rows):
+def test_progress_reaches_all_rows_and_may_end_the_pass(make_model, make_spec, rows):
     heard = []
-    first, second = (
-        run_reference_pass(
-            make_model(),
-            rows,
-            RecordingCritic(),
-            cache_budget_bytes=PLENTY,
-            micro_batch_tokens=99,
-            on_progress=heard.append,
+    run(make_model(), rows, None, make_spec(), micro_batch_tokens=99, on_progress=heard.append)
+    sizes = micro_batches([len(row.input_ids) for row in rows], 99, packed=can_pack(make_model()))
+    assert heard == np.cumsum([len(places) for places in sizes]).tolist()
+    assert heard[-1] == 10
+
+    def stop(_done):
+        raise InterruptedError
+
+    critic = ByRow()
+    with pytest.raises(InterruptedError):
+        run(make_model(), rows, critic, make_spec(), micro_batch_tokens=99, on_progress=stop)
+    assert len(critic.seen) == heard[0]
+
+
+# --- what is kept of the reference ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 3, 10])
+def test_the_plan_of_targets(n_epochs):
+    forward = TargetPlan("expectation" if n_epochs >= 3 else "states")
+    for safety in (ADAPTIVE, REPLAYING, FIXED):
+        assert plan_targets("user", safety, n_epochs) == forward
+        for penalty in ("reverse_kl", "l2"):
+            other = safety.model_copy(update={"penalty": penalty})
+            assert plan_targets("user", other, n_epochs) == TargetPlan("states")
+            # Anchors are held by the forward KL whatever holds the user's rows.
+            assert plan_targets("anchor", other, n_epochs) == forward
+        assert (
+            plan_targets("anchor", safety, n_epochs) == plan_targets("monitor", safety, n_epochs) == forward
         )
+    assert plan_targets("user", ConstrainedSFT(), n_epochs) == TargetPlan(None, label_log_p=True)
+    for method in OTHERS:
+        assert plan_targets("user", safety_of(method), n_epochs).is_nothing
+    for method in (*OTHERS, "constrained_sft"):
+        for source in ("anchor", "monitor"):
+            assert plan_targets(source, safety_of(method), n_epochs) == TargetPlan("expectation")
+
+
+def reference_by_hand(base, row):
+    """States, expected embedding, negative entropy and the labels' log-probabilities at each loss-bearing token."""
+    bears = np.flatnonzero(row.loss_mask)
+    labels = torch.tensor(row.input_ids)[bears]
+    with torch.no_grad():
+        output = base(torch.tensor([row.input_ids]), output_hidden_states=True)
+        log_p = torch.log_softmax(output.logits[0, bears - 1].double(), -1)
+    return {
+        "states": output.hidden_states[-1][0, bears - 1],
+        "expectation": log_p.exp() @ base.lm_head.weight.double(),
+        "neg_entropy": (log_p.exp() * log_p).sum(-1),
+        "label_log_p": log_p[torch.arange(len(bears)), labels],
+    }
+
+
+@pytest.mark.parametrize("critic", [None, ByRow()], ids=["no-critic", "critic"])
+@pytest.mark.parametrize(
+    ("safety", "n_epochs", "kept"),
+    [
+        (FIXED, 1, {"states"}),
+        (FIXED, 3, {"expectation", "neg_entropy"}),
+        (FIXED.model_copy(update={"penalty": "l2"}), 3, {"states"}),
+        (ConstrainedSFT(), 3, {"label_log_p"}),
+    ],
+)
+def test_what_is_cached_is_the_references(
+    make_model, make_base, make_spec, rows, critic, safety, n_epochs, kept
+):
+    model, base = make_model(torch.float64, drift=0.3), make_base(torch.float64)
+    spec = make_spec(safety=safety, n_epochs=n_epochs)
+    cache = run(model, rows, critic, spec, micro_batch_tokens=70).cache
+    assert cache.targets.keys() == {("user", row.index) for row in rows}
+    for row in rows:
+        expected, found = reference_by_hand(base, row), vars(cache.targets["user", row.index])
+        assert {name for name, value in found.items() if value is not None} == kept
+        for name in kept:
+            # Llama's norms run in float32.
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
+
+
+def test_only_rows_that_train_on_their_own_reply_are_cached(make_model, make_spec, rows):
+    risky = {1: Assessment(2.0, 0.5, "ok"), 4: Assessment(9.0, 1.0, "ok"), 8: ValueError("broken")}
+    own = {("user", row) for row in range(10)} - {("user", row) for row in risky}
+    for n_epochs in (1, 3):
+        spec = make_spec(safety=REPLAYING, n_epochs=n_epochs)
+        assert run(make_model(), rows, ByRow(risky), spec).cache.targets.keys() == own
+    # Without replay a risky row trains on its own reply too, and its penalty needs the reference most.
+    whole = run(make_model(), rows, ByRow(risky), make_spec(safety=ADAPTIVE)).cache
+    assert len(whole.targets) == 10
+
+
+def test_nothing_is_kept_for_methods_without_a_penalty(make_model, make_spec, rows):
+    model = make_model()
+    for method in OTHERS:
+        found = run(model, rows, ByRow(), make_spec(safety=safety_of(method), n_epochs=3))
+        assert not found.cache.targets
+        assert [risk.s for risk in found.risks] == [0.25] * 10
+
+
+def test_nothing_is_kept_where_logits_are_more_than_the_head(make_spec, rows):
+    config = Gemma2Config(
+        vocab_size=266, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=256,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).eval()
+    assert not run(model, rows, None, make_spec()).cache.targets
+    assert not compute_row_targets(model, "anchor", rows, make_spec()).targets
+
+
+@pytest.mark.parametrize(
+    ("dtype", "safety", "n_epochs"),
+    [
+        *((dtype, FIXED, n_epochs) for dtype in (torch.float32, torch.bfloat16) for n_epochs in (1, 3)),
+        (torch.bfloat16, ConstrainedSFT(), 1),
+    ],
+)
+def test_the_cache_keeps_to_its_budget_in_file_order(make_model, make_spec, rows, dtype, safety, n_epochs):
+    model, spec = make_model(dtype), make_spec(safety=safety, n_epochs=n_epochs)
+    size = {
+        row: targets.n_bytes for (_, row), targets in run(model, rows[:3], None, spec).cache.targets.items()
+    }
+    assert 0 < size[1] < size[2]
+    cache = run(model, rows[:3], None, spec, cache_budget_bytes=size[0] + size[1]).cache
+    assert [row for _, row in sorted(cache.targets)] == [0, 1]
+    assert cache.n_bytes == size[0] + size[1]
+    cache = run(model, rows[:3], None, spec, cache_budget_bytes=size[0] + size[1] - 1).cache
+    assert [row for _, row in sorted(cache.targets)] == [0]
+    assert not run(model, rows, None, spec, cache_budget_bytes=0).cache.targets
+
+
+def test_the_pass_is_reproducible(make_model, make_spec, rows):
+    first, second = (
+        run(make_model(), rows, ByRow({2: ValueError("broken")}), make_spec(), micro_batch_tokens=99)
         for _ in range(2)
     )
     assert first.risks == second.risks
-    assert all(torch.equal(states, second.cache.states[row]) for row, states in first.cache.states.items())
-    assert heard[-1] == len(rows)
     assert [risk.row for risk in first.risks] == list(range(10))
+    assert len(first.cache.targets) == 10
+    assert equal(first.cache, second.cache)
+
+
+@pytest.mark.parametrize(("safety", "n_epochs"), [(FIXED, 1), (FIXED, 3), (Lisa(), 1)])
+@pytest.mark.parametrize("source", ["anchor", "monitor"])
+def test_targets_of_rows_without_a_risk(make_model, make_base, make_spec, rows, source, safety, n_epochs):
+    model, base = make_model(torch.float64, drift=0.3), make_base(torch.float64)
+    spec = make_spec(safety=safety, n_epochs=n_epochs)
+    cache = compute_row_targets(model, source, rows, spec, micro_batch_tokens=70)
+    assert cache.targets.keys() == {(source, row.index) for row in rows}
+    name = plan_targets(source, safety, n_epochs).kind
+    for row in rows:
+        found = getattr(cache.targets[source, row.index], name)
+        torch.testing.assert_close(found, reference_by_hand(base, row)[name], rtol=1e-6, atol=1e-6)
+    assert not compute_row_targets(model, source, (), spec).targets
+
+
+def test_gathering_keeps_the_order_and_demands_every_row(make_model, make_spec, rows):
+    model, spec = make_model(), make_spec()
+    user = compute_row_targets(model, "user", rows[:2], spec)
+    # The same index in another list of rows is another row.
+    cache = user.merged(compute_row_targets(model, "anchor", rows[5:6], spec))
+    assert cache.targets.keys() == {("user", 0), ("user", 1), ("anchor", 5)}
+    assert cache.n_bytes == sum(4 * HIDDEN * row.loss_tokens for row in (*rows[:2], rows[5]))
+    keys = [("anchor", 5), ("user", 1), ("user", 0)]
+    found = cache.gather(keys, CPU)
+    assert torch.equal(found.states, torch.cat([cache.targets[key].states for key in keys]))
+    assert cache.gather([("user", 0), ("user", 5)], CPU) is None
+    assert cache.gather([("anchor", 0)], CPU) is None
+    assert ReferenceCache({}).gather([], CPU) is None
+
+
+def test_no_gradient_and_no_neighbour_is_kept_with_a_row(make_model, make_spec, rows):
+    """Each row's targets own their memory: a row that is kept must not hold a whole micro-batch."""
+    for value in tensors(run(make_model(), rows, None, make_spec(n_epochs=3)).cache).values():
+        assert not value.requires_grad
+        assert value.untyped_storage().nbytes() == value.nbytes
+
+
+def test_a_filtered_row_is_still_assessed(make_model, make_spec, rows):
+    safety = Filter(critic=CONSTANT, threshold=0.5, anchors=None, monitor=None)
+    found = run(make_model(), rows, ByRow({0: Assessment(9.0, 1.0, "ok")}), make_spec(safety=safety))
+    assert [risk.s for risk in found.risks] == [1.0, *[0.25] * 9]
+    assert run(make_model(), rows, None, make_spec(safety=NoPenalty())).risks[0].s is None

@@ -1,11 +1,10 @@
-"""Learning rates by hand, and the control law's values as weights."""
+"""Learning rates by hand."""
 
 import math
 
 import pytest
 
-from app.domain.training_spec import AdaptiveKL, FixedKL, NoPenalty
-from worker.training.schedule import lr_multiplier, row_weights
+from worker.training.schedule import lr_multiplier
 
 
 def multipliers(kind, total, warmup_ratio):
@@ -40,16 +39,8 @@ def test_a_step_outside_the_run_is_refused(step):
         lr_multiplier(step, total_steps=4, warmup_ratio=0, kind="linear")
 
 
-def test_row_weights_follow_the_method():
-    assert row_weights(AdaptiveKL(beta_min=0.1, beta_max=0.9), [0.0, 0.5, 1.0]).beta == pytest.approx(
-        (0.1, 0.5, 0.9)
-    )
-    assert row_weights(AdaptiveKL(beta_min=0.1, beta_max=0.9), [1.0]).alpha == pytest.approx((0.1,))
-    assert row_weights(FixedKL(method="fixed_kl", beta=0.3), [None, 1.0]) == ((0.7, 0.7), (0.3, 0.3))
-    assert row_weights(NoPenalty(method="none"), [None]) == ((1.0,), (0.0,))
-    assert row_weights(NoPenalty(method="none"), [None], floor=0.25) == ((0.75,), (0.25,))
-
-
-def test_adaptive_without_s_is_an_error():
-    with pytest.raises(ValueError, match="needs the s of every row"):
-        row_weights(AdaptiveKL(), [None])
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(
+        ValueError, match="unknown learning-rate schedule 'step'; known: constant, linear, cosine"
+    ):
+        lr_multiplier(1, total_steps=4, warmup_ratio=0, kind="step")

@@ -1,0 +1,62 @@
+"""Critics on the wire."""
+
+from typing import Any
+
+from pydantic import Field
+
+from app.domain.frozen import Frozen
+from app.domain.job import WIRE_STATUS, State
+from app.models.base_model import Critic
+from app.models.work import Work
+
+
+class CriticCreate(Frozen):
+    """The body of `POST /v1/critics`."""
+
+    file: str = Field(description="Id of an uploaded file of labelled requests.")
+    model: str = Field(description="Base model to fit the critic for.")
+
+
+def critic_to_wire(work: Work | None, critic: Critic | None, *, whole: bool) -> dict[str, Any]:
+    """Return a critic as an object of the wire; `whole` adds the report. Numbers are null until it is fitted."""
+    asked = work or critic
+    if asked is None:
+        raise ValueError("a critic has a row of its own, or one of the work that fits it")
+    found: dict[str, Any] = {
+        "id": asked.id,
+        "object": "critic",
+        "created_at": int(asked.created_at.timestamp()),
+        "model": critic.base_model if critic else work.args["base_model"] if work else None,
+        "status": WIRE_STATUS[State(work.state)] if work else "succeeded",
+        "error": work.error if work else None,
+        "sha256": critic.digest if critic else None,
+        "base_model_sha256": critic.base_digest if critic else None,
+        "low": critic.low if critic else None,
+        "high": critic.high if critic else None,
+        "threshold": critic.threshold if critic else None,
+        "quality": quality_of(critic) if critic else None,
+    }
+    if whole:
+        found["report"] = critic.report if critic else None
+    return found
+
+
+def quality_of(critic: Critic) -> dict[str, float | None]:
+    """Return the figures on held-out groups by which a critic is judged at a glance.
+
+    Each recall is measured at points that were chosen without the rows it is counted on: `recall` is the share of
+    harmful rows with any risk at all, `recall_at_threshold` of those that are replayed or dropped. Null is a figure
+    that critics of earlier versions do not have.
+    """
+    points = critic.report.get("cross_points", {})
+    return {
+        "auroc": critic.report.get("auroc"),
+        "tpr_at_1_percent_fpr": critic.report.get("tpr_at_1_percent_fpr"),
+        "recall": _share(points, "low"),
+        "recall_at_threshold": _share(points, "threshold"),
+    }
+
+
+def _share(points: dict[str, Any], name: str) -> float | None:
+    found: float | None = points.get(name, {}).get("recall", {}).get("share")
+    return found

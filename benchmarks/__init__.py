@@ -1,0 +1,1 @@
+"""Programs that measure: speed and memory, and how well a run is protected."""

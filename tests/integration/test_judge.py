@@ -1,0 +1,140 @@
+"""A judge on a real HTTP server steers real jobs on the miniature, each in a worker process of its own."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import select
+
+from app.database import read_only
+from app.domain.bundle import LEAVES, RISK_TABLE
+from app.domain.verify import verify_bundle
+from app.models.work import Work
+from app.work.repository import get_work
+from tests import judge_server
+from tests.integration.conftest import Tenant, run_worker, serving
+from tests.judge_server import Answer, JudgeServer, Request
+from tests.support import settings_in
+from worker.miniature.corpus import training_rows
+from worker.miniature.install import NAME, install
+
+ROWS = training_rows("clean", n=12)
+"""Harmless to the miniature's critic; what the judge makes of them is up to each test."""
+HYPERPARAMETERS = {"n_epochs": 1, "batch_size": 4}
+
+
+class Outcome(NamedTuple):
+    """What a job has left behind."""
+
+    job: dict[str, Any]
+    leaves: list[dict[str, Any]]
+    table: list[dict[str, Any]]
+
+    def bodies(self, kind: str) -> list[dict[str, Any]]:
+        """Return the bodies of the records of a kind, in order."""
+        return [leaf["body"] for leaf in self.leaves if leaf["t"].startswith(f"tether.{kind}/")]
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[JudgeServer]:
+    """A judge; each test tells it what to answer."""
+    with judge_server.serving(lambda request, _: request.score(1)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tenant(judge: JudgeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
+    """A project on a server with that judge and the miniature, whose critic is fitted."""
+    home = tmp_path_factory.mktemp("judged")
+    settings = settings_in(home, judge_url=judge.url, judge_model="grader", judge_timeout_s=5, threads=1)
+    with serving(settings) as server:
+        install(server.database, settings)
+        tenant = Tenant(server)
+        with read_only(server.database) as session:
+            fit = session.scalars(select(Work)).one()
+        assert run_worker(tenant, fit).state == "succeeded"
+        yield tenant
+        tenant.close()
+
+
+def by_row(scores: dict[int, int | None], otherwise: int | None = 1) -> Answer:
+    """Grade these rows so, by what is in the request, and all other texts `otherwise`; None is a refusal."""
+
+    def answer(request: Request, number: int) -> None:
+        text = request.server.requests[number - 1][2]["messages"][1]["content"]
+        found = (score for row, score in scores.items() if ROWS[row]["messages"][0]["content"] in text)
+        score = next(found, otherwise)
+        request.status(403) if score is None else request.score(score)
+
+    return answer
+
+
+def train(tenant: Tenant, critic: dict[str, Any], folder: Path, **fields: Any) -> Outcome:
+    """Run a job with a critic to its end and verify its evidence."""
+    created = tenant.create_job(
+        model=NAME,
+        training_file=tenant.upload(*ROWS),
+        safety={"method": "adaptive_kl", "critic": critic},
+        method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
+        **fields,
+    )
+    path = f"/v1/fine_tuning/jobs/{created['id']}"
+    with read_only(tenant.server.database) as session:
+        work = get_work(session, created["id"])
+    assert work is not None
+    run_worker(tenant, work)
+    bundle = folder / "evidence.zip"
+    bundle.write_bytes(tenant.http.get(f"{path}/evidence").content)
+    report = verify_bundle(bundle)
+    assert report.ok, report.lines()
+    with zipfile.ZipFile(bundle) as archive:
+        members = {
+            name: [json.loads(line) for line in archive.read(name).splitlines()] for name in archive.namelist()
+        }
+    return Outcome(tenant.get(path), members[LEAVES], members.get(RISK_TABLE, []))
+
+
+def test_a_row_that_the_judge_condemns_is_trained_on_the_references_reply(
+    tenant: Tenant, judge: JudgeServer, tmp_path: Path
+) -> None:
+    judge.answer = by_row({3: 5, 7: 2, 8: None})
+    found = train(tenant, {"type": "judge", "votes": 3}, tmp_path)
+    assert found.job["status"] == "succeeded", found.job["error"]
+    row = found.table[3]
+    assert (row["s"], row["status"], row["votes"], row["treatment"]) == (1, "judged", [[5, 5, 5]], "replay")
+    assert found.table[7]["s"] == 0.25
+    # Nobody graded row 8, so the activation critic did, for which it is harmless.
+    row = found.table[8]
+    assert (row["status"], row["votes"], row["treatment"]) == ("fallback", [[None] * 3], "own")
+    assert row["log_odds"] is not None
+    assert all(each["status"] == "judged" and each["s"] == 0 for each in found.table if each["row"] not in (3, 7, 8))
+    created, table = found.bodies("job.created")[0], found.bodies("risk.table")[0]
+    assert table["critic_sha256"] == created["critic"]["sha256"]
+    assert table["counts"]["fallback"] == 1
+
+
+def test_of_two_critics_the_one_that_sees_more_counts(
+    tenant: Tenant, judge: JudgeServer, tmp_path: Path
+) -> None:
+    judge.answer = by_row({5: 4})
+    parts = [{"type": "activation"}, {"type": "judge"}]
+    found = train(tenant, {"type": "combined", "critics": parts}, tmp_path)
+    assert found.job["status"] == "succeeded", found.job["error"]
+    assert [row["row"] for row in found.table if row["s"] >= 0.75] == [5]
+    assert all(row["status"] == "judged" and row["log_odds"] is not None for row in found.table)
+
+
+def test_a_judge_that_is_down_ends_the_job_and_the_client_hears_why(
+    tenant: Tenant, judge: JudgeServer, tmp_path: Path
+) -> None:
+    judge.answer = by_row({}, otherwise=None)
+    found = train(tenant, {"type": "judge"}, tmp_path)
+    assert found.job["status"] == "failed"
+    assert found.job["error"]["code"] == "critic_failing"
+    assert "judge_refused" in found.job["error"]["message"]
+    assert "127.0.0.1" not in found.job["error"]["message"]
+    assert found.bodies("job.end")[0]["error"] == "critic_failing"
+    assert not found.table

@@ -1,0 +1,248 @@
+"""A job made up in the newest version of every record: replay, filter, anchors, monitor, alignment, batch scope.
+
+What `synthetic_job` is to bundles from long ago. Steps 3 and 4 are lost in a crash, with a measurement of the monitor
+that the second attempt does not repeat, so that a verifier which forgets to forget is found out.
+"""
+
+import copy
+import random
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
+
+from app.domain import ledger, risk_table
+from app.domain.control_law import (
+    MonitorState,
+    compute_anchor_weight,
+    compute_monitor_state,
+    compute_row_betas,
+    compute_treatment,
+    measure_row,
+    summarise_step,
+)
+from app.domain.safety_spec import Safety
+from tests.unit.app.domain.synthetic_job import (
+    ADAPTER,
+    ADAPTER_FILES,
+    POLICY,
+    Record,
+    SyntheticJob,
+)
+
+LOG_ODDS = {0: -3.0, 1: 4.0, 2: 0.5, 3: None, 5: 1.0, 6: -0.25, 7: 2.5}
+"""By row; row 4 was dropped for its length, and the critic failed on row 3."""
+THRESHOLD = 0.75
+"""In log-odds."""
+FITTED = {"id": "critic-1", "sha256": "c" * 64, "low": -2.5, "high": 3.25, "threshold": THRESHOLD}
+VOTES: dict[int, tuple[tuple[int | None, ...], ...]] = {
+    0: ((1, 1, 2),),
+    1: ((4,), (5, None, 5)),
+    2: ((2,),),
+    3: ((None,),),
+} | dict.fromkeys((5, 6, 7), ((None, 1, None),))
+"""By row, of a judge: row 3 has no vote at all, rows 5 to 7 too few."""
+ANCHORS = {"id": "set_1", "sha256": "5" * 64}
+ALIGNMENT = {"id": "set_2", "sha256": "6" * 64}
+TRAINED, MONITORED = range(5), (5, 6)
+ALIGNMENT_ROWS = 5
+ROWS_A_STEP = 2
+BEYOND, WITHIN = 0.5, 0.01
+"""Drifts on both sides of the monitor's limit."""
+MONITOR = {"every": 2, "limit": 0.1}
+
+
+class Plan(NamedTuple):
+    """What one step trains on."""
+
+    data_epoch: int
+    rows: list[int]
+    alignment_rows: tuple[int, ...] = ()
+
+
+def wire(method: str, **fields: Any) -> dict[str, Any]:
+    """Return the stored form of a safety object, its critic and sets pinned."""
+    safety = TypeAdapter(Safety).validate_python({"method": method, **fields}).model_dump()
+    for name, pinned in (("anchors", ANCHORS), ("monitor", ANCHORS)):
+        if safety[name]:
+            safety[name]["id"] = pinned["id"]
+    if "alignment_file" in safety:
+        safety["alignment_file"] = ALIGNMENT["id"]
+    return safety
+
+
+def make_run(method: str = "adaptive_kl", *, skipped: int | None = None, **fields: Any) -> SyntheticJob:
+    """Make a whole job of 2 data epochs under a safety object of these fields, `threshold` left to the critic."""
+    if method in ("adaptive_kl", "filter"):
+        fields = {"monitor": MONITOR, **fields}
+    asked = wire(method, **fields)
+    safety = resolve_threshold(asked)
+    table, table_body = make_table(safety)
+    parsed = [risk_table.parse_risk_row(entry) for entry in table]
+    kept = {row.row: row.s for row in parsed if row.treatment != "drop"}
+    plans = make_plans(safety, list(kept))
+    created_spec = {"hyperparameters": {"n_epochs": "auto"}, "safety": asked}
+    start = {
+        "from_step": 0,
+        "checkpoint_sha256": None,
+        "spec": {"n_epochs": 2, "batch_size": ROWS_A_STEP, "safety": safety},
+        "environment": {"python": "3.11.7"},
+        "device": "cpu",
+    }
+    has_anchors = bool(safety["anchors"] or safety["monitor"])
+    created = {
+        "spec": created_spec,
+        "spec_sha256": ledger.digest_of(created_spec),
+        "training_sha256": "1" * 64,
+        "training_rows": 8,
+        "validation_sha256": None,
+        "base_model": "miniature-1",
+        "base_model_sha256": "a" * 64,
+        "critic": FITTED,
+        "anchors": ANCHORS if has_anchors else None,
+        "alignment": ALIGNMENT if "alignment_file" in safety else None,
+        "policy_sha256": POLICY,
+        "actor": "key-77",
+    }
+    records = [
+        Record("job.created", created, 0, 0, version=2),
+        Record("job.start", start, 1, 1),
+        Record("risk.table", table_body, 1, 1, version=2),
+    ]
+    if has_anchors:
+        records.append(Record("anchors", make_anchors(safety), 1, 1))
+    if "alignment_file" in safety:
+        records.append(Record("alignment", ALIGNMENT | {"rows": ALIGNMENT_ROWS}, 1, 1))
+    files = {"adapter.safetensors": "b" * 64}
+    checkpoint = {"step": 2, "kind": "interval", "sha256": ledger.digest_of(files), "files": files}
+    trainer = Trainer(safety, kept, plans, skipped)
+    records += trainer.run(1, 2, drift=BEYOND, owner=(1, 1))
+    records += [Record("ckpt", checkpoint, 1, 1)]
+    saved = copy.copy(trainer)
+    records += trainer.run(3, 4, drift=BEYOND, owner=(1, 1))
+    records += [
+        Record("job.resume", start | {"from_step": 2, "checkpoint_sha256": checkpoint["sha256"]}, 2, 3)
+    ]
+    records += saved.run(3, len(plans), drift=WITHIN, owner=(2, 3))
+    published = {
+        "step": len(plans),
+        "zip_sha256": "7" * 64,
+        "bytes": len(ADAPTER),
+        "files": ADAPTER_FILES,
+    }
+    tokens = sum(10 + step for step in range(1, len(plans) + 1) if step != skipped)
+    end = {"state": "succeeded", "error": None, "steps": len(plans), "trained_tokens": tokens}
+    records += [Record("adapter.published", published, 2, 3), Record("job.end", end, 2, 3)]
+    return SyntheticJob(copy.deepcopy(records), table)
+
+
+def resolve_threshold(safety: dict[str, Any]) -> dict[str, Any]:
+    """Return `safety` with the critic's threshold, by hand."""
+    if safety.get("threshold") != "auto":
+        return safety
+    if safety["critic"]["type"] in ("judge", "combined"):
+        return safety | {"threshold": 0.5}
+    low, high = FITTED["low"], FITTED["high"]
+    assert isinstance(low, float)
+    assert isinstance(high, float)
+    return safety | {"threshold": (THRESHOLD - low) / (high - low)}
+
+
+def make_table(safety: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
+    rows = []
+    for row, log_odds in LOG_ODDS.items():
+        commitment = risk_table.row_commitment(b"key", [row, 1, 2], [0, 1, 1])
+        measured = risk_table.measured_row(row, commitment, log_odds, low=-2.5, high=3.25)
+        if safety["critic"] and safety["critic"]["type"] in ("judge", "combined"):
+            measured = judged_row(safety["critic"], measured)
+        treatment = compute_treatment(safety, measured.s)
+        replay = risk_table.row_commitment(b"key", [row, 9], [0, 1]) if treatment == "replay" else None
+        rows.append(replace(measured, treatment=treatment, replay=replay))
+    return risk_table.build_risk_table(rows, dropped=1, critic_sha256="c" * 64, low=-2.5, high=3.25)
+
+
+def judged_row(critic: dict[str, Any], read: risk_table.RiskRow) -> risk_table.RiskRow:
+    """Return a row as a judge, alone or combined with the activation critic, has measured it."""
+    if read.status == "failed":
+        return read
+    votes = VOTES[read.row]
+    status, s = measure_row(critic, read.s, votes)
+    is_asked = status == "fallback" or critic["type"] == "combined"
+    return replace(read, log_odds=read.log_odds if is_asked else None, s=s, status=status, votes=votes)
+
+
+def make_anchors(safety: dict[str, Any]) -> dict[str, Any]:
+    trained, monitored = (
+        [{"row": row, "commitment": f"{row:064x}"} for row in part] for part in (TRAINED, MONITORED)
+    )
+    return {
+        **ANCHORS,
+        "trained": trained if safety["anchors"] else [],
+        "monitored": monitored if safety["monitor"] else [],
+    }
+
+
+def make_plans(safety: dict[str, Any], rows: list[int]) -> list[Plan]:
+    method = safety["method"]
+    plans = [Plan(0, [], (0, 1, 2)), Plan(0, [], (3, 4))] if method == "vaccine" else []
+    for data_epoch in range(2):
+        order = list(rows)
+        random.Random(data_epoch).shuffle(order)  # noqa: S311
+        for start in range(0, len(order), ROWS_A_STEP):
+            if method == "lisa":
+                plans.append(Plan(data_epoch, [], (1, 2)))
+            extra = (start % ALIGNMENT_ROWS,) if method == "safety_mix" else ()
+            plans.append(Plan(data_epoch, order[start : start + ROWS_A_STEP], extra))
+    return plans
+
+
+class Trainer:
+    """Writes the records of steps as a trainer would."""
+
+    def __init__(
+        self, safety: dict[str, Any], s_of: dict[int, float | None], plans: list[Plan], skipped: int | None
+    ) -> None:
+        self.safety, self.s_of, self.plans, self.skipped = safety, s_of, plans, skipped
+        self.state = MonitorState()
+        self.smoothed: float | None = None
+
+    def run(self, first: int, last: int, *, drift: float, owner: tuple[int, int]) -> list[Record]:
+        """Return the records of some steps, and of the measurements that are due after them."""
+        records = []
+        monitor = self.safety["monitor"]
+        for step in range(first, last + 1):
+            records.append(Record("step", self._step(step), *owner, version=2))
+            if monitor and step % monitor["every"] == 0:
+                self.state = compute_monitor_state(monitor, drift, self.state)
+                records.append(Record("monitor", {"step": step, "kl": drift, **self.state._asdict()}, *owner))
+        return records
+
+    def _step(self, step: int) -> dict[str, Any]:
+        plan = self.plans[step - 1]
+        s_values = [self.s_of[row] for row in plan.rows]
+        betas, self.smoothed = compute_row_betas(self.safety, s_values, self.state.floor, self.smoothed)
+        anchors = self.safety["anchors"]
+        count = min(anchors["per_step"], len(TRAINED)) if anchors else 0
+        skipped = step == self.skipped
+        return {
+            "step": step,
+            "data_epoch": plan.data_epoch,
+            "rows": plan.rows,
+            "alignment_rows": list(plan.alignment_rows),
+            "tokens": 10 + step,
+            **summarise_step(s_values, betas)._asdict(),
+            "floor": self.state.floor,
+            "nll": float("nan") if skipped else 2.5 / step,
+            "kl": 0.01 if self.safety["method"] in ("adaptive_kl", "fixed_kl") else None,
+            "loss": float("nan") if skipped else 1.5 / step,
+            "token_accuracy": 0.5,
+            "grad_norm": 1.0,
+            "lr": 1e-4,
+            "anchors": [(step + place) % len(TRAINED) for place in range(count)],
+            "anchor_kl": 0.02 if count else None,
+            "anchor_weight": compute_anchor_weight(self.safety, self.state),
+            "s_smoothed": self.smoothed,
+            "skipped": skipped,
+            "critic_sha256": "c" * 64,
+            "policy_sha256": POLICY,
+        }

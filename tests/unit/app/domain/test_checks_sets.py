@@ -1,0 +1,371 @@
+"""The newest records: jobs of every method verify, and what is untrue of sets, monitor and treatments is found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.domain import ledger, risk_table
+from app.domain.canonical import canonical_bytes
+from app.domain.control_law import compute_row_betas, summarise_step
+from app.domain.merkle import leaf_hash, root
+from app.domain.report import CHECKS
+from tests.unit.app.domain.synthetic_job import SyntheticJob, assert_fails, outcomes, run
+from tests.unit.app.domain.synthetic_run import MONITOR, make_run
+
+BATCH_SCOPE: dict[str, Any] = {"scope": "batch", "replay": False, "ema_decay": 0.75}
+FLOOR = {"monitor": MONITOR | {"action": "floor", "floor": 0.3}}
+COMBINED: dict[str, Any] = {"type": "combined", "critics": [{"type": "activation"}, {"type": "judge"}]}
+MORE_ANCHORS = {"monitor": MONITOR | {"action": "anchors"}}
+
+
+# --- what must pass ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("adaptive_kl", {}),
+        ("adaptive_kl", FLOOR),
+        ("adaptive_kl", MORE_ANCHORS),
+        ("adaptive_kl", {"s_scale": "points", "schedule": "threshold", "anchors": None}),
+        ("adaptive_kl", BATCH_SCOPE),
+        ("adaptive_kl", BATCH_SCOPE | FLOOR),
+        ("adaptive_kl", {"monitor": None}),
+        ("filter", {}),
+        ("filter", FLOOR | {"threshold": 0.9}),
+        ("fixed_kl", {"beta": 0.3, "anchors": {}, **MORE_ANCHORS}),
+        ("none", {"anchors": {"per_step": 64}}),
+        ("constrained_sft", {}),
+        ("vaccine", {}),
+        ("vaccine", {"anchors": {}, **FLOOR}),
+        ("lisa", {}),
+        ("antidote", {}),
+        ("safety_mix", {"anchors": {}}),
+        ("adaptive_kl", {"critic": {"type": "judge", "votes": 3}}),
+        ("adaptive_kl", {"critic": COMBINED}),
+        ("fixed_kl", {"beta": 0.5, "critic": COMBINED | {"rule": "weighted", "weights": [0.25, 0.75]}}),
+    ],
+)
+def test_jobs_of_every_method_verify(method: str, fields: dict[str, Any]) -> None:
+    report = run(make_run(method, **fields))
+    assert report.ok, report.lines()
+    not_given = dict.fromkeys(("signature", "adapter", "training file"), "not checked")
+    assert outcomes(report) == dict.fromkeys(CHECKS, "ok") | not_given
+    assert report.protection.startswith(method)
+
+
+def test_every_beginning_of_a_run_verifies() -> None:
+    job = make_run(**FLOOR)
+    for size in range(1, len(job.records)):
+        table = job.table if size > job.find("risk.table") else None
+        report = run(SyntheticJob(job.records[:size], table))
+        assert report.ok, report.lines()
+
+
+def test_a_skipped_step_is_on_record_and_trains_no_token() -> None:
+    job = make_run(skipped=3)
+    assert run(job).ok, run(job).lines()
+    job.records[-1].body["trained_tokens"] += 13
+    assert_fails(run(job), "end", len(job.records) - 1, "trained_tokens")
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "words"),
+    [
+        ("none", {}, "UNPROTECTED: method none"),
+        ("none", {"anchors": {}}, "none, anchors 4 a step"),
+        ("adaptive_kl", {}, "replay, anchors 4 a step, monitor every 2 steps: warn"),
+        ("adaptive_kl", {"beta_max": 0.0, "anchors": None, "replay": False}, "UNPROTECTED"),
+        ("adaptive_kl", {"beta_max": 0.0, "anchors": None}, "adaptive_kl, beta_min 0, beta_max 0, threshold"),
+        ("antidote", {}, "antidote, density 0.1"),
+    ],
+)
+def test_the_report_says_what_held_the_model(method: str, fields: dict[str, Any], words: str) -> None:
+    assert words in run(make_run(method, **fields)).protection
+
+
+# --- what must not ----------------------------------------------------------------------------------------
+
+
+def change_steps(job: SyntheticJob, number: int, change: dict[str, Any]) -> int:
+    """Change the body of a step and return its seq."""
+    seq = job.find("step", number)
+    job.records[seq].body |= change
+    return seq
+
+
+def forge_entry(job: SyntheticJob, number: int, change: dict[str, Any]) -> None:
+    """Change an entry of the risk table and commit to it."""
+    assert job.table is not None
+    entry = ledger.parse_canonical(job.table[number]) | change
+    job.table[number] = canonical_bytes(entry)
+    body = job.records[job.find("risk.table")].body
+    body["root"] = root(map(leaf_hash, job.table)).hex()
+    treatments = [risk_table.parse_risk_row(each).treatment for each in job.table]
+    body["treatments"] = {name: treatments.count(name) for name in ("own", "replay", "drop")}
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "change"),
+    [
+        # The risky row 1 under its own target, and the harmless row 0 under a reply.
+        ("adaptive_kl", 1, {"treatment": "own", "replay": None}),
+        ("adaptive_kl", 0, {"treatment": "replay", "replay": "0" * 64}),
+        ("filter", 1, {"treatment": "own"}),
+        ("filter", 0, {"treatment": "drop"}),
+        ("none", 1, {"treatment": "drop"}),
+    ],
+)
+def test_a_treatment_that_the_control_law_does_not_give_is_named(
+    method: str, number: int, change: dict[str, Any]
+) -> None:
+    job = make_run(method)
+    forge_entry(job, number, change)
+    assert_fails(run(job), "risk table", number, f"treatment {change['treatment']}; expected")
+
+
+@pytest.mark.parametrize("critic", [{"type": "judge"}, COMBINED])
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (2, {"votes": [[5]]}),
+        (1, {"votes": [[None]]}),
+        (0, {"s": 0.125}),
+        (4, {"log_odds": -9.0}),
+        (2, {"status": "fallback", "log_odds": 0.5}),
+    ],
+)
+def test_a_judges_s_is_re_derived_from_its_votes(
+    critic: dict[str, Any], number: int, change: dict[str, Any]
+) -> None:
+    job = make_run(critic=critic)
+    forge_entry(job, number, change)
+    assert_fails(run(job), "risk table", number, "its record gives" if "votes" not in change else "")
+
+
+def test_a_replayed_row_names_what_replaces_it() -> None:
+    job = make_run()
+    assert job.table is not None
+    job.table[1] = job.table[1].replace(b'"treatment":"replay"', b'"treatment":"own"')
+    assert_fails(run(job), "risk table", 1, "names its replacement")
+
+
+def test_wrong_counts_of_treatments_are_noticed() -> None:
+    job = make_run()
+    seq = job.find("risk.table")
+    job.records[seq].body["treatments"] = {"own": 7, "replay": 0, "drop": 0}
+    assert_fails(run(job), "risk table", seq, "treatments")
+
+
+def test_a_dropped_row_that_is_trained_on_is_named() -> None:
+    job = make_run("filter")
+    seq = job.find("step")
+    # Row 1 is dropped; unsteered rows all have the same beta, and s enters the risk numbers alone.
+    s = risk_table.parse_risk_row((job.table or [])[1]).s
+    rows = [1, *job.records[seq].body["rows"][1:]]
+    s_of = {row.row: row.s for row in map(risk_table.parse_risk_row, job.table or [])}
+    betas, _ = compute_row_betas({"method": "none"}, [s_of[row] for row in rows])
+    assert s == s_of[1]
+    change_steps(job, 0, {"rows": rows, **summarise_step([s_of[row] for row in rows], betas)._asdict()})
+    assert_fails(run(job), "coverage", seq, "row 1 is trained on, though the risk table drops it")
+
+
+def test_an_automatic_threshold_is_the_critics_own() -> None:
+    job = make_run()
+    for record in job.records:
+        if record.kind in ("job.start", "job.resume"):
+            record.body["spec"]["safety"]["threshold"] = 0.99
+    assert_fails(run(job), "risk table", job.find("risk.table"), "the threshold was left to the critic")
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [(BATCH_SCOPE, "s_smoothed"), (FLOOR, "floor"), (MORE_ANCHORS, "anchor_weight"), ({}, "s_smoothed")],
+)
+@pytest.mark.parametrize("number", [2, 5])
+def test_a_changed_state_of_the_run_does_not_replay(fields: dict[str, Any], name: str, number: int) -> None:
+    job = make_run(**fields)
+    seq = change_steps(job, number, {name: 0.625})
+    assert_fails(run(job), "control law", seq)
+
+
+def test_the_state_before_a_crash_is_what_a_resumed_job_goes_on_with() -> None:
+    # The lost step 4 was smoothed too, and the lost measurement doubled the weight once more.
+    for fields, name in ((BATCH_SCOPE, "s_smoothed"), (MORE_ANCHORS, "anchor_weight")):
+        job = make_run(**fields)
+        resumed = job.find("job.resume")
+        lost, again = (
+            seq
+            for seq, record in enumerate(job.records)
+            if record.kind == "step" and record.body["step"] == 3
+        )
+        assert lost < resumed < again
+        assert job.records[lost].body[name] == job.records[again].body[name]
+        last_lost = resumed - 2  # The measurement of the monitor comes after it.
+        assert job.records[last_lost].body["step"] == 4
+        # A trainer that went on from the lost state would have written this.
+        if name == "anchor_weight":
+            job.records[again].body[name] *= 2
+        else:
+            smoothed = job.records[last_lost].body[name]
+            s_of = {row.row: row.s for row in map(risk_table.parse_risk_row, job.table or [])}
+            s_values = [s_of[row] for row in job.records[again].body["rows"]]
+            safety = job.records[job.find("job.start")].body["spec"]["safety"]
+            betas, after = compute_row_betas(safety, s_values, 0.0, smoothed)
+            job.records[again].body |= summarise_step(s_values, betas)._asdict() | {name: after}
+        assert_fails(run(job), "control law", again, "the replay gives")
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ({"floor": 0.0}, "floor is 0; the replay gives 0.3"),
+        ({"anchor_factor": 2.0}, "anchor_factor is 2; the replay gives 1"),
+        ({"kl": 0.05}, "floor is 0.3; the replay gives 0.0"),
+        ({"step": 1}, "where none was due"),
+    ],
+)
+def test_a_forged_measurement_is_named(change: dict[str, Any], detail: str) -> None:
+    job = make_run(**FLOOR)
+    seq = job.find("monitor")
+    job.records[seq].body |= change
+    assert_fails(run(job), "control law", seq, detail)
+
+
+def test_a_drift_that_is_no_number_is_too_much() -> None:
+    job = make_run(**FLOOR)
+    job.records[job.find("monitor")].body["kl"] = float("nan")
+    assert run(job).ok
+
+
+def test_a_measurement_left_out_or_repeated_is_named() -> None:
+    job = make_run()
+    seq = job.find("monitor")
+    record = job.records.pop(seq)
+    assert job.records[seq].kind == "ckpt"
+    assert_fails(run(job), "control law", seq, "before the measurement of the monitor that was due at step 2")
+    job.records[seq:seq] = [record, record]
+    assert_fails(run(job), "control law", seq + 1, "none was due")
+    job = make_run("none")
+    at = job.find("step", 1) + 1
+    job.records.insert(at, record)
+    assert_fails(run(job), "control law", at, "the spec has none")
+
+
+def forge(job: SyntheticJob, kind: str, change: Callable[[dict[str, Any]], object]) -> int:
+    seq = job.find(kind)
+    change(job.records[seq].body)
+    return seq
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "change", "detail"),
+    [
+        ("adaptive_kl", "anchors", lambda body: body.update(sha256="0" * 64), "the job was created with"),
+        ("adaptive_kl", "anchors", lambda body: body.update(id="set_9"), "the job was created with"),
+        ("adaptive_kl", "anchors", lambda body: body.update(trained=[]), "trained has 0 rows"),
+        ("adaptive_kl", "anchors", lambda body: body.update(monitored=[]), "monitored has 0 rows"),
+        ("adaptive_kl", "anchors", lambda body: body["trained"].reverse(), "out of order"),
+        ("adaptive_kl", "anchors", lambda body: body["monitored"].append(body["monitored"][-1]), "one twice"),
+        (
+            "adaptive_kl",
+            "anchors",
+            lambda body: body["monitored"].insert(0, body["trained"][-1]),
+            "anchor 4 is trained on and watched",
+        ),
+        ("vaccine", "alignment", lambda body: body.update(sha256="0" * 64), "the job was created with"),
+        ("safety_mix", "alignment", lambda body: body.update(id="set_9"), "the job was created with"),
+    ],
+)
+def test_a_forged_set_is_named(
+    method: str, kind: str, change: Callable[[dict[str, Any]], object], detail: str
+) -> None:
+    job = make_run(method)
+    seq = forge(job, kind, change)
+    assert_fails(run(job), "sets", seq, detail)
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "change", "detail"),
+    [
+        ("adaptive_kl", 0, {"anchors": [0, 1, 2]}, "the step has 3 anchors; the spec gives 4"),
+        ("adaptive_kl", 0, {"anchors": [0, 1, 2, 6]}, "anchor 6 is not among those that are trained on"),
+        ("adaptive_kl", 3, {"anchor_kl": None}, "anchor_kl is None with 4 anchors"),
+        ("none", 0, {"anchors": [0]}, "the spec gives 0"),
+        ("none", 0, {"anchor_kl": 0.5}, "anchor_kl is 0.5"),
+        ("none", 0, {"alignment_rows": [0]}, "has no steps on alignment rows"),
+        ("antidote", 0, {"alignment_rows": [0]}, "has no steps on alignment rows"),
+        ("vaccine", 0, {"alignment_rows": [5]}, "alignment row 5 of a set of 5 rows"),
+        ("vaccine", 2, {"alignment_rows": [0]}, "takes them by turns"),
+        ("lisa", 1, {"alignment_rows": [0]}, "takes them by turns"),
+    ],
+)
+def test_a_step_on_rows_that_the_spec_does_not_give_is_named(
+    method: str, number: int, change: dict[str, Any], detail: str
+) -> None:
+    job = make_run(method)
+    seq = change_steps(job, number, change)
+    assert_fails(run(job), "sets", seq, detail)
+
+
+def test_the_alignment_stage_of_vaccine_comes_first() -> None:
+    job = make_run("vaccine")
+    # The last step of all, without the user's rows.
+    seq = len(job.records) - 3
+    empty = summarise_step([], ())._asdict()
+    job.records[seq].body |= {"rows": [], "alignment_rows": [0], **empty}
+    report = run(job)
+    check = next(check for check in report.checks if check.name == "sets")
+    assert (check.outcome, check.first_bad) == ("failed", seq)
+    assert "comes first" in check.detail
+
+
+@pytest.mark.parametrize(("method", "kind"), [("adaptive_kl", "anchors"), ("lisa", "alignment")])
+def test_a_set_left_out_is_missed(method: str, kind: str) -> None:
+    job = make_run(method)
+    seq = job.find(kind)
+    record = job.records.pop(seq)
+    assert_fails(run(job), "sets", seq, f"a step before the {kind}")
+    job.records[seq:seq] = [record, record]
+    assert_fails(run(job), "grammar", seq + 1, f"a second {kind}")
+    job.records.pop(seq)
+    job.records.append(job.records.pop(seq))
+    job.records[-1], job.records[-2] = job.records[-2], job.records[-1]
+    assert_fails(run(job), "grammar", len(job.records) - 2, "between the risk.table and the first step")
+
+
+def test_a_set_without_use_is_named() -> None:
+    donor, job = make_run("vaccine", anchors={}), make_run("none")
+    at = job.find("risk.table") + 1
+    for kind in ("anchors", "alignment"):
+        forged = SyntheticJob([*job.records], job.table)
+        forged.records.insert(at, donor.records[donor.find(kind)])
+        assert_fails(run(forged), "sets", at, "no use")
+
+
+# --- grammar of the new versions --------------------------------------------------------------------------
+
+
+def test_what_was_switched_off_by_null_stays_off() -> None:
+    job = make_run(anchors=None)
+    created = job.records[0].body
+    created["spec"]["safety"]["monitor"] = None
+    created["spec_sha256"] = ledger.digest_of(created["spec"])
+    assert_fails(run(job), "grammar", 1, "safety.monitor was null")
+
+
+def test_versions_do_not_fall() -> None:
+    job = make_run("none")
+    new = {"anchors", "anchor_kl", "anchor_weight", "s_smoothed", "skipped", "alignment_rows"}
+    seq = job.find("step", 1)
+    record = job.records[seq]
+    record.version = 1
+    record.body = {name: value for name, value in record.body.items() if name not in new} | {"kl": 0.0}
+    assert_fails(run(job), "grammar", seq, "tether.step/1 after a record of version 2")
+
+
+def test_a_step_without_any_row_is_named() -> None:
+    job = make_run("lisa")
+    seq = change_steps(job, 0, {"alignment_rows": []})
+    assert_fails(run(job), "grammar", seq, "a step without a row")
