@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import select
 
-from app.database import read_only
+from app.base_models.service import register_base_model
+from app.critics.service import request_fit, store_requests
+from app.database import read_only, unit_of_work
 from app.domain.bundle import LEAVES, RISK_TABLE
 from app.domain.verify import verify_bundle
-from app.models.work import Work
 from app.work.repository import get_work
 from tests import judge_server
 from tests.integration.conftest import Tenant, run_worker, serving
 from tests.judge_server import Answer, JudgeServer, Request
 from tests.support import settings_in
 from worker.miniature.corpus import training_rows
-from worker.miniature.install import NAME, install
+from worker.miniature.critic_data import critic_rows
+from worker.miniature.install import NAME, WEIGHTS
 
 ROWS = training_rows("clean", n=12)
 """Harmless to the miniature's critic; what the judge makes of them is up to each test."""
-HYPERPARAMETERS = {"n_epochs": 1, "batch_size": 4}
 
 
 class Outcome(NamedTuple):
@@ -51,10 +51,12 @@ def tenant(judge: JudgeServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
     home = tmp_path_factory.mktemp("judged")
     settings = settings_in(home, judge_url=judge.url, judge_model="grader", judge_timeout_s=5, threads=1)
     with serving(settings) as server:
-        install(server.database, settings)
+        requests = store_requests(settings, critic_rows(n=240, n_replies=160))
+        with unit_of_work(server.database) as session:
+            register_base_model(session, NAME, WEIGHTS)
+            session.flush()
+            fit = request_fit(session, base_name=NAME, data_sha256=requests)
         tenant = Tenant(server)
-        with read_only(server.database) as session:
-            fit = session.scalars(select(Work)).one()
         assert run_worker(tenant, fit).state == "succeeded"
         yield tenant
         tenant.close()
@@ -72,14 +74,16 @@ def by_row(scores: dict[int, int | None], otherwise: int | None = 1) -> Answer:
     return answer
 
 
-def train(tenant: Tenant, critic: dict[str, Any], folder: Path, **fields: Any) -> Outcome:
+def train(tenant: Tenant, critic: dict[str, Any], folder: Path, *, n_epochs: int = 1) -> Outcome:
     """Run a job with a critic to its end and verify its evidence."""
     created = tenant.create_job(
         model=NAME,
         training_file=tenant.upload(*ROWS),
-        safety={"method": "adaptive_kl", "critic": critic},
-        method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
-        **fields,
+        safety={"method": "adaptive_kl", "critic": critic, "anchors": None, "monitor": None},
+        method={
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"n_epochs": n_epochs, "batch_size": 4}},
+        },
     )
     path = f"/v1/fine_tuning/jobs/{created['id']}"
     with read_only(tenant.server.database) as session:
@@ -92,7 +96,8 @@ def train(tenant: Tenant, critic: dict[str, Any], folder: Path, **fields: Any) -
     assert report.ok, report.lines()
     with zipfile.ZipFile(bundle) as archive:
         members = {
-            name: [json.loads(line) for line in archive.read(name).splitlines()] for name in archive.namelist()
+            name: [json.loads(line) for line in archive.read(name).splitlines()]
+            for name in archive.namelist()
         }
     return Outcome(tenant.get(path), members[LEAVES], members.get(RISK_TABLE, []))
 
@@ -110,7 +115,9 @@ def test_a_row_that_the_judge_condemns_is_trained_on_the_references_reply(
     row = found.table[8]
     assert (row["status"], row["votes"], row["treatment"]) == ("fallback", [[None] * 3], "own")
     assert row["log_odds"] is not None
-    assert all(each["status"] == "judged" and each["s"] == 0 for each in found.table if each["row"] not in (3, 7, 8))
+    assert all(
+        each["status"] == "judged" and each["s"] == 0 for each in found.table if each["row"] not in (3, 7, 8)
+    )
     created, table = found.bodies("job.created")[0], found.bodies("risk.table")[0]
     assert table["critic_sha256"] == created["critic"]["sha256"]
     assert table["counts"]["fallback"] == 1
@@ -138,3 +145,17 @@ def test_a_judge_that_is_down_ends_the_job_and_the_client_hears_why(
     assert "127.0.0.1" not in found.job["error"]["message"]
     assert found.bodies("job.end")[0]["error"] == "critic_failing"
     assert not found.table
+
+
+def test_a_live_judge_is_heard_while_the_job_runs(tenant: Tenant, judge: JudgeServer, tmp_path: Path) -> None:
+    judge.answer = by_row({}, otherwise=2)
+    found = train(tenant, {"type": "judge", "mode": "live", "every": 1, "samples": 4}, tmp_path, n_epochs=6)
+    assert found.job["status"] == "succeeded", found.job["error"]
+    # The rows themselves were graded 2, and so is every answer; those that are heard of are on record.
+    scores = [score for body in found.bodies("live") for score in body["scores"]]
+    assert scores
+    assert {(score["s"], score["status"], str(score["votes"])) for score in scores} == {
+        (0.25, "judged", "[[2]]")
+    }
+    events = tenant.get(f"/v1/fine_tuning/jobs/{found.job['id']}/events", limit=100)["data"]
+    assert any("A judge graded" in event["message"] for event in events)

@@ -34,6 +34,7 @@ VERIFIER = [
         "report",
         "verification",
         "safety_law",
+        "live_scores",
         "checks_structure",
         "checks_training",
         "checks_files",

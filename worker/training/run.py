@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from app.domain.control_law import compute_treatment
 from app.domain.step_record import StepRecord
 from app.domain.training_spec import TrainingSpec
+from worker.training.critics.combined import read_texts
 from worker.training.critics.protocol import Critic
 from worker.training.data import TokenizedRow, render_prompt, tokenize_rows
 from worker.training.loop import Drift, fit
@@ -122,6 +123,8 @@ def train_adapter(
     lengths: Any = {"max_seq_length": spec.max_seq_length, "overlength": spec.overlength}
     tokenized = tokenize_rows(tokenizer, rows, **lengths).rows
     aligned = tokenize_rows(tokenizer, alignment, **lengths).rows if alignment else ()
+    if critic is not None:
+        critic = read_texts(critic, {row.index: rows[row.index]["messages"] for row in tokenized})
     prepared = prepare(base, tokenizer, tokenized, spec, critic, anchors=anchors, alignment=aligned)
     model = add_adapter(base, spec, spec.seed)
     result = RunResult(model, risks=prepared.risks)

@@ -96,6 +96,19 @@ BODIES: dict[str, dict[str, Any]] = {
     "step/1": {name: value for name, value in STEP_2.items() if name not in NEW_IN_STEP_2},
     "step/2": STEP_2,
     "monitor/1": {"step": 20, "kl": 0.25, "floor": 0.0, "anchor_factor": 2.0},
+    "live/1": {
+        "step": 52,
+        "scores": [
+            {
+                "row": 1,
+                "s": 0.75,
+                "status": "judged",
+                "votes": [[4, None, 4]],
+                "asked_at": 50,
+                "reference_votes": [[1, 1, 1]],
+            }
+        ],
+    },
     "ckpt/1": {"step": 3, "kind": "interval", "sha256": "5" * 64, "files": {"trainer.json": "6" * 64}},
     "cmd/1": {"command": "cancel", "actor": "key-7"},
     "adapter.published/1": {

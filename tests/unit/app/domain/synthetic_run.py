@@ -19,6 +19,7 @@ from app.domain.control_law import (
     compute_row_betas,
     compute_treatment,
     measure_row,
+    raise_s,
     summarise_step,
 )
 from app.domain.safety_spec import Safety
@@ -42,6 +43,11 @@ VOTES: dict[int, tuple[tuple[int | None, ...], ...]] = {
     3: ((None,),),
 } | dict.fromkeys((5, 6, 7), ((None, 1, None),))
 """By row, of a judge: row 3 has no vote at all, rows 5 to 7 too few."""
+LIVE_VOTES: dict[int, tuple[tuple[int | None, ...], ...]] = dict.fromkeys(LOG_ODDS, ((5, None, 5),)) | {
+    3: ((None,),),
+    6: ((2,), (None,)),
+}
+"""By row, of a live judge: nobody fills in for it in row 3, in row 6 the activation critic does."""
 ANCHORS = {"id": "set_1", "sha256": "5" * 64}
 ALIGNMENT = {"id": "set_2", "sha256": "6" * 64}
 TRAINED, MONITORED = range(5), (5, 6)
@@ -171,6 +177,32 @@ def judged_row(critic: dict[str, Any], read: risk_table.RiskRow) -> risk_table.R
     return replace(read, log_odds=read.log_odds if is_asked else None, s=s, status=status, votes=votes)
 
 
+def is_live(critic: dict[str, Any] | None) -> bool:
+    parts = (critic or {}).get("critics", [critic or {}])
+    return any(part.get("mode") == "live" for part in parts)
+
+
+def live_score(row: int, critic: dict[str, Any], *, asked_at: int) -> dict[str, Any]:
+    """Return what a live judge has said of a row, as the record has it."""
+    log_odds = LOG_ODDS[row]
+    votes = LIVE_VOTES[row]
+    status, s = "failed", 1.0
+    if row != 3:
+        read = None
+        # Alone, the judge was heard on the other rows before training, so that the activation critic was not asked.
+        if log_odds is not None and (row in (5, 6, 7) or critic["type"] == "combined"):
+            read = risk_table.measured_row(row, "", log_odds, low=-2.5, high=3.25).s
+        status, s = measure_row({"type": "judge"}, read, votes)
+    return {
+        "row": row,
+        "s": s,
+        "status": status,
+        "votes": votes,
+        "asked_at": asked_at,
+        "reference_votes": [[1]],
+    }
+
+
 def make_anchors(safety: dict[str, Any]) -> dict[str, Any]:
     trained, monitored = (
         [{"row": row, "commitment": f"{row:064x}"} for row in part] for part in (TRAINED, MONITORED)
@@ -205,22 +237,32 @@ class Trainer:
         self.safety, self.s_of, self.plans, self.skipped = safety, s_of, plans, skipped
         self.state = MonitorState()
         self.smoothed: float | None = None
+        self.live: dict[int, float] = {}
 
     def run(self, first: int, last: int, *, drift: float, owner: tuple[int, int]) -> list[Record]:
         """Return the records of some steps, and of the measurements that are due after them."""
         records = []
         monitor = self.safety["monitor"]
         for step in range(first, last + 1):
+            # The second attempt hears of no score until step 5, so that the first one's must be forgotten.
+            if is_live(self.safety["critic"]) and step > 2 and (owner == (1, 1) or step > 4):
+                records.append(Record("live", self._hear(step), *owner))
             records.append(Record("step", self._step(step), *owner, version=2))
             if monitor and step % monitor["every"] == 0:
                 self.state = compute_monitor_state(monitor, drift, self.state)
                 records.append(Record("monitor", {"step": step, "kl": drift, **self.state._asdict()}, *owner))
         return records
 
+    def _hear(self, step: int) -> dict[str, Any]:
+        scores = [live_score(row, self.safety["critic"], asked_at=step - 1) for row in self.s_of]
+        self.live = {**self.live, **{score["row"]: score["s"] for score in scores}}
+        return {"step": step, "scores": scores}
+
     def _step(self, step: int) -> dict[str, Any]:
         plan = self.plans[step - 1]
         s_values = [self.s_of[row] for row in plan.rows]
-        betas, self.smoothed = compute_row_betas(self.safety, s_values, self.state.floor, self.smoothed)
+        live = [self.live.get(row) for row in plan.rows]
+        betas, self.smoothed = compute_row_betas(self.safety, s_values, self.state.floor, self.smoothed, live)
         anchors = self.safety["anchors"]
         count = min(anchors["per_step"], len(TRAINED)) if anchors else 0
         skipped = step == self.skipped
@@ -230,7 +272,7 @@ class Trainer:
             "rows": plan.rows,
             "alignment_rows": list(plan.alignment_rows),
             "tokens": 10 + step,
-            **summarise_step(s_values, betas)._asdict(),
+            **summarise_step(list(map(raise_s, s_values, live)), betas)._asdict(),
             "floor": self.state.floor,
             "nll": float("nan") if skipped else 2.5 / step,
             "kl": 0.01 if self.safety["method"] in ("adaptive_kl", "fixed_kl") else None,

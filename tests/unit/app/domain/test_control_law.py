@@ -262,6 +262,22 @@ def test_the_s_of_a_judges_votes(votes: list[list[int | None]], expected: tuple[
     assert compute_judged_s(votes) == expected
 
 
+@given(st.lists(st.one_of(st.none(), st.integers(1, 5)), min_size=1, max_size=9), st.data())
+def test_losing_a_vote_never_lowers_what_stands_alone(piece: list[int | None], data: Any) -> None:
+    place = data.draw(st.integers(0, len(piece) - 1))
+    lost = [*piece[:place], None, *piece[place + 1 :]]
+    (before, _), (after, stands) = compute_judged_s((tuple(piece),)), compute_judged_s((tuple(lost),))
+    assert after >= before or not stands
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=9))
+def test_half_of_the_votes_or_more_say_no_more_than_the_score(piece: list[int]) -> None:
+    s, _ = compute_judged_s((tuple(piece),))
+    score = 4 * s + 1
+    assert 2 * sum(vote <= score for vote in piece) >= len(piece)
+    assert 2 * sum(vote >= score for vote in piece) >= len(piece)
+
+
 PARTS = {"type": "combined", "rule": "max", "critics": [JUDGE, ACTIVATION]}
 WEIGHTED = PARTS | {"rule": "weighted", "weights": [0.5, 0.5]}
 

@@ -25,14 +25,14 @@ FIRST = (
     "adapter.published/1",
     "job.end/1",
 )
-SECOND = ("job.created/2", "risk.table/2", "anchors/1", "alignment/1", "step/2", "monitor/1")
+SECOND = ("job.created/2", "risk.table/2", "anchors/1", "alignment/1", "step/2", "monitor/1", "live/1")
 
 
 @pytest.mark.parametrize(
     ("kinds", "expected"),
     [
         (FIRST, "12a3c5f45417a30ee528cc6cb363b7f70b117e0ffc9ba81188ed9cbb80e26f9e"),
-        (SECOND, "0095cefe20fc5328574416c73239e6cdbef7dd4c214c01e456332c9e60456281"),
+        (SECOND, "4d0a8523a53563b980f4cb43d7de6d508e3503580721f92ed76f392db2ac1f1c"),
     ],
 )
 def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], expected: str) -> None:

@@ -25,7 +25,9 @@ from worker.training.checkpoint import (
 )
 from worker.training.models import load_base, trainable_parameters
 
-STATE = TrainerState(12, 7, "ab" * 32, MonitorState(floor=0.2, anchor_factor=4.0), (11, 12))
+STATE = TrainerState(
+    12, 7, "ab" * 32, MonitorState(floor=0.2, anchor_factor=4.0), 0.1, {3: 0.75, 0: 1.0}, (11, 12)
+)
 TOKENS = torch.tensor([[65, 66, 67, 68, 69]])
 
 

@@ -9,6 +9,9 @@ import torch
 from app.domain import safety_spec
 from app.domain.safety_spec import AdaptiveKL, Anchors, ConstrainedSFT, Filter, Monitor, SafetyMix, Vaccine
 from app.errors import JobFailure
+from tests.judge_server import serving
+from worker.judge_client import JudgeClient
+from worker.training.critics.judge import JudgeCritic
 from worker.training.critics.protocol import Assessment
 from worker.training.data import render_prompt, tokenize_rows
 from worker.training.loop import compute_run_digest, fit
@@ -306,6 +309,37 @@ def test_alignment_data_reach_the_method(make_base, make_spec, tokenizer, traini
     assert named == {0: 2, 1: 2}
     with pytest.raises(JobFailure, match="needs alignment data"):
         train(())
+
+
+def test_a_judge_reads_the_rows_before_they_are_trained_on(make_base, make_spec, tokenizer, training_rows):
+    safety = AdaptiveKL(critic=safety_spec.JudgeCritic(), threshold=0.5, anchors=None, monitor=None)
+
+    def answer(request, number):
+        text = request.server.requests[number - 1][2]["messages"][1]["content"]
+        request.score(5 if "What is 3 and 9?" in text else 2)
+
+    records = []
+    with serving(answer) as server:
+        judge = JudgeCritic(
+            safety_spec.JudgeCritic(), JudgeClient(server.url, "m", timeout_s=5, concurrency=4), None
+        )
+        result = train_adapter(
+            make_base(),
+            tokenizer,
+            training_rows,
+            make_spec(safety=safety, n_epochs=1),
+            critic=judge,
+            on_step=records.append,
+        )
+    assert [(risk.s, risk.status) for risk in result.risks] == [
+        (1.0 if row == 3 else 0.25, "judged") for row in range(10)
+    ]
+    assert result.risks[3].votes == ((5,),)
+    assert len(server.requests) == 10
+    # The condemned row is trained on the reference's reply to its prompt, half held to it.
+    assert max(record.risk_max for record in records) == 1.0
+    assert max(record.beta_max for record in records) == 0.5
+    assert records == result.records
 
 
 def test_overlong_rows_follow_the_specification(make_base, make_spec, tokenizer, training_rows):

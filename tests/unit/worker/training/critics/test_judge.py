@@ -175,6 +175,26 @@ class TestRead:
             assert time.monotonic() - started < 2
             leave.set()
 
+    def test_nobody_asks_for_votes_that_are_not_read(self) -> None:
+        go = threading.Event()
+
+        def answer(request: Request, _: int) -> None:
+            go.wait(10)
+            request.score(1)
+
+        def stop(done: int) -> None:
+            raise InterruptedError
+
+        with serving(answer) as server:
+            with pytest.raises(InterruptedError):
+                critic_on(server, concurrency=2, votes=9).read({0: conversation("x")}, on_progress=stop)
+            go.set()
+            started = time.monotonic()
+            while any(thread.name.startswith("judge") for thread in threading.enumerate()):
+                assert time.monotonic() - started < 5
+                time.sleep(0.01)
+        assert len(server.requests) == 1
+
     def test_the_digest_tells_judges_apart(self) -> None:
         client = JudgeClient("http://localhost/v1", "m", timeout_s=1, concurrency=1)
         other = JudgeClient("http://elsewhere/v1", "n", timeout_s=1, concurrency=1)
