@@ -17,9 +17,9 @@ class Request(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Read the request, note it, and answer as the server was told."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            self.server.requests.append((self.path, dict(self.headers), body))
+            self.server.requests.append((self.path, dict(self.headers), self.body))
             number = len(self.server.requests)
             self.server.in_flight += 1
             self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
@@ -32,7 +32,7 @@ class Request(BaseHTTPRequestHandler):
     @property
     def asked(self) -> str:
         """Return what the judge was shown: rubric and data."""
-        return "\n".join(message["content"] for message in self.server.requests[-1][2]["messages"])
+        return "\n".join(message["content"] for message in self.body["messages"])
 
     def start(self, status: int = 200, **headers: str) -> None:
         """Send status and headers."""

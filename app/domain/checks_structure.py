@@ -66,9 +66,11 @@ def _grammar_each(job: JobSoFar) -> None:  # noqa: PLR0912 - one branch per rule
         raise Broken(f"{kind} after job.end, which must be the last record", job.seq)
     if kind in _OWNERS_RECORDS and job.spec is None:
         raise Broken(f"{kind} before job.start", job.seq)
-    if kind in _VERSIONED and job.version < job.newest:
-        # An older form says less; a job that began with a newer one must not fall back to it.
-        raise Broken(f"{job.record['t']} after a record of version {job.newest}", job.seq)
+    if job.paused and kind in _WORKERS_RECORDS:
+        raise Broken(f"{kind} in a job that was paused and not resumed since", job.seq)
+    if kind in _VERSIONED and job.version != job.form:
+        # An older form says less; a job must neither fall back to it nor begin with it.
+        raise Broken(f"{job.record['t']} in a job whose job.created has version {job.begun_in}", job.seq)
     if kind == "job.created":
         if job.body["spec_sha256"] != digest_of(job.body["spec"]):
             raise Broken("spec_sha256 is not the digest of spec", job.seq)
@@ -112,6 +114,7 @@ _OWNERS_RECORDS = (
     "ckpt",
     "adapter.published",
 )
+_WORKERS_RECORDS = ("job.start", *_OWNERS_RECORDS)
 _VERSIONED = ("risk.table", "step")
 _NULL_IS_NONE = ("anchors", "monitor")
 """Fields of `safety` of which null says "none of it"; of all others it leaves the choice open."""

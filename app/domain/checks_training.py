@@ -13,6 +13,7 @@ from app.domain.control_law import (
     compute_monitor_state,
     compute_row_betas,
     compute_treatment,
+    is_too_much,
     raise_s,
     summarise_step,
 )
@@ -24,6 +25,9 @@ from app.domain.safety_law import check_threshold, is_share, law_of, measure_rec
 from app.domain.verification import Broken, JobSoFar, NotChecked, Step, counted, ensured, is_same
 
 Safety = Mapping[str, Any]
+
+MAX_SKIPPED = 3
+"""Skipped steps in a row, the last of which is a job's last."""
 
 
 # --- risk table -------------------------------------------------------------------------------------------
@@ -61,6 +65,8 @@ def _risk_table_each(job: JobSoFar) -> None:
     for name, value in found.items():
         if leaf[name] != value:
             raise Broken(f"the record's {name} is {leaf[name]}; the table gives {value}", job.seq)
+    if job.version > 1 and leaf["dropped"] and ensured(job.spec).get("overlength") != "drop":
+        raise Broken(f"{counted(leaf['dropped'], 'row')} dropped, but spec.overlength is not drop", job.seq)
     expected = created["training_rows"]
     if expected is not None and builder.size + leaf["dropped"] != expected:
         raise Broken(
@@ -86,11 +92,10 @@ def _check_critic(job: JobSoFar, leaf: Leaf, created: Leaf | None) -> None:
         expected = created[name] if created else None
         if not is_same(expected, value):
             raise Broken(f"the critic's {name} is {value}; the job was created with {expected}", job.seq)
-    if created and "threshold" in created:
-        try:
-            check_threshold(job)
-        except ValueError as error:
-            raise Broken(str(error), job.seq) from error
+    try:
+        check_threshold(job)
+    except ValueError as error:
+        raise Broken(str(error), job.seq) from error
     if (leaf["low"] is None) is not (leaf["high"] is None):
         raise Broken("one of the critic's two points is missing", job.seq)
 
@@ -164,6 +169,8 @@ def _control_law_each(job: JobSoFar) -> None:
         return
     try:
         law = law_of(job)
+        _check_not_given_up(job)
+        _check_not_due_to_pause(job)
         if job.kind == "monitor":
             _check_measurement(job, law)
             return
@@ -196,11 +203,42 @@ def _replay(job: JobSoFar, law: Safety) -> dict[str, Any]:
     }
     if job.version == 1:
         return expected
+    _check_finite(job, law)
     return expected | {
         "floor": before.monitor.floor,
         "s_smoothed": smoothed,
         "anchor_weight": compute_anchor_weight(law, before.monitor),
     }
+
+
+def _check_finite(job: JobSoFar, law: Safety) -> None:
+    """Check what says whether the step was skipped, and whether it has a penalty."""
+    step = job.body
+    # Numbers that are not finite are words on record.
+    finite = not isinstance(step["loss"], str) and not isinstance(step["grad_norm"], str)
+    if step["skipped"] is finite:
+        raise ValueError(
+            f"skipped is {str(step['skipped']).lower()} with the loss {step['loss']} and the gradient norm"
+            f" {step['grad_norm']}; a step is skipped where one of these is not finite"
+        )
+    penalised = law["method"] in ("adaptive_kl", "fixed_kl") and bool(step["rows"])
+    if (step["kl"] is None) is penalised:
+        raise ValueError(f"kl is {step['kl']} in a step {'with' if penalised else 'without'} a penalty")
+
+
+def _check_not_given_up(job: JobSoFar) -> None:
+    """Check that the job did not go on after as many skipped steps in a row as end it."""
+    last = job.steps[-MAX_SKIPPED:]
+    if len(last) == MAX_SKIPPED and all(step.skipped for step in last):
+        raise ValueError(f"{job.kind} after {MAX_SKIPPED} skipped steps in a row, which end a job")
+
+
+def _check_not_due_to_pause(job: JobSoFar) -> None:
+    """Check that a job whose monitor pauses it took no further step, and released nothing, before it had paused."""
+    if job.pause_due is not None and job.kind in ("step", "live", "adapter.published"):
+        raise ValueError(
+            f"{job.kind} without a pause after step {job.pause_due}, where the monitor found too much"
+        )
 
 
 def _check_measurement(job: JobSoFar, law: Safety) -> None:
@@ -215,6 +253,8 @@ def _check_measurement(job: JobSoFar, law: Safety) -> None:
     for name, value in state._asdict().items():
         if body[name] != value:
             raise ValueError(f"{name} is {body[name]}; the replay gives {value}")
+    if law["monitor"]["action"] == "pause" and is_too_much(law["monitor"], float(body["kl"])):
+        job.pause_due = last
 
 
 def _check_measured(job: JobSoFar, law: Safety) -> None:
@@ -228,7 +268,8 @@ def _control_law_at_end(job: JobSoFar) -> str:
     if not job.replayed:
         raise NotChecked("no step was recorded")
     live = f", {counted(len(job.live), 'live score')} re-derived" if job.live else ""
-    return f"risk, alpha and beta of {counted(job.replayed, 'step')} replayed bit for bit{live}"
+    skipped = f", {sum(step.skipped for step in job.steps)} skipped" if job.steps else ""
+    return f"risk, alpha and beta of {counted(job.replayed, 'step')} replayed bit for bit{skipped}{live}"
 
 
 # --- coverage ---------------------------------------------------------------------------------------------

@@ -291,11 +291,11 @@ def compute_monitor_state(monitor: Mapping[str, Any], kl: float, before: Monitor
     """Return the state after a measurement of the drift: the KL to the reference on prompts kept apart, in nats.
 
     Beyond the limit, or where the KL is no finite number, the monitor acts; back within it, it takes that back: the
-    floor at once, the anchors' factor by halves.
+    floor at once, the anchors' factor by halves. A pause is no part of the state: it is for the job as a whole.
     """
-    too_much = not math.isfinite(kl) or kl > monitor["limit"]
+    too_much = is_too_much(monitor, kl)
     action = monitor["action"]
-    if action == "warn":
+    if action in ("warn", "pause"):
         return before
     if action == "anchors":
         factor = before.anchor_factor
@@ -303,7 +303,12 @@ def compute_monitor_state(monitor: Mapping[str, Any], kl: float, before: Monitor
         return before._replace(anchor_factor=factor)
     if action == "floor":
         return before._replace(floor=float(monitor["floor"]) if too_much else 0.0)
-    raise ValueError(f"unknown action {action!r}; known: warn, anchors, floor")
+    raise ValueError(f"unknown action {action!r}; known: warn, anchors, floor, pause")
+
+
+def is_too_much(monitor: Mapping[str, Any], kl: float) -> bool:
+    """Tell whether a measured drift is beyond the monitor's limit. No finite number is."""
+    return not math.isfinite(kl) or kl > monitor["limit"]
 
 
 def compute_anchor_weight(safety: Mapping[str, Any], state: MonitorState) -> float:
@@ -313,9 +318,10 @@ def compute_anchor_weight(safety: Mapping[str, Any], state: MonitorState) -> flo
 
 
 def is_protected(safety: Mapping[str, Any]) -> bool:
-    """Tell whether anything in a resolved `safety` holds the model to what it was.
+    """Tell whether anything in a `safety` holds the model to what it was.
 
-    Without anchors the method `none` does not, and neither does a penalty whose weight is never above 0.
+    Without anchors the method `none` does not, nor does `filter`, because harmless rows wear refusals away too, nor a
+    penalty whose weight is never above 0. Where the s of every row is known beforehand, the law says what that weight is.
     """
     if safety.get("anchors") is not None:
         return True
@@ -323,5 +329,21 @@ def is_protected(safety: Mapping[str, Any]) -> bool:
     if method == "fixed_kl":
         return safety.get("beta") != 0
     if method == "adaptive_kl":
-        return safety.get("beta_max") != 0 or bool(safety.get("replay"))
-    return method != "none"
+        s = _constant_s(safety.get("critic") or {})
+        if s is None:
+            return safety.get("beta_max") != 0 or bool(safety.get("replay"))
+        threshold = safety["threshold"]
+        if threshold in (None, "auto"):
+            threshold = compute_threshold(safety["critic"], None)
+        # A replayed row has a beta above 0 too.
+        return compute_row_beta({**safety, "threshold": threshold}, s) > 0
+    return method not in ("none", "filter")
+
+
+def _constant_s(critic: Mapping[str, Any]) -> float | None:
+    """Return the s that a critic gives every row; None where it looks at the rows."""
+    if critic.get("type") == "constant":
+        return float(critic["s"])
+    parts = [_constant_s(part) for part in critic.get("critics", ())]
+    known = [s for s in parts if s is not None]
+    return combine_s(critic, known) if known and len(known) == len(parts) else None

@@ -12,6 +12,10 @@ class WorkKind(StrEnum):
     """Fit the activation critic of a base model."""
     VALIDATE_FILE = "validate_file"
     """Check a data file that was too large to be checked while it was uploaded."""
+    REPORT = "report"
+    """Say what training on a dataset would be: its lengths, its risks, its doubles, its cost."""
+    EXPORT = "export"
+    """Show a job in the operator's MLflow; a round at a time, until the job has ended."""
 
 
 class State(StrEnum):
@@ -25,6 +29,10 @@ class State(StrEnum):
     """Claimed; digests are being verified and the model loaded."""
     RUNNING = "running"
     """The reference pass or a training step is under way."""
+    PAUSING = "pausing"
+    """The last step before a pause is done; its checkpoint is being written."""
+    PAUSED = "paused"
+    """Nobody owns it, and nobody may claim it before it is resumed."""
     FINALISING = "finalising"
     """The last step is committed; the adapter is being published."""
     SUCCEEDED = "succeeded"
@@ -39,18 +47,23 @@ class Desired(StrEnum):
     """What the client wants of a piece of work; the owner obeys at the next step boundary."""
 
     RUN = "run"
+    PAUSE = "pause"
     CANCEL = "cancel"
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
-OWNED = frozenset({State.STARTING, State.RUNNING, State.FINALISING})
+OWNED = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.FINALISING})
 """States in which a worker holds the lease."""
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.VALIDATING: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
-    State.QUEUED: frozenset({State.STARTING, State.CANCELLED, State.FAILED}),
-    State.STARTING: frozenset({State.RUNNING, State.QUEUED, State.FAILED, State.CANCELLED}),
-    State.RUNNING: frozenset({State.FINALISING, State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.QUEUED: frozenset({State.STARTING, State.PAUSED, State.CANCELLED, State.FAILED}),
+    State.STARTING: frozenset({State.RUNNING, State.PAUSED, State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.RUNNING: frozenset(
+        {State.PAUSING, State.PAUSED, State.FINALISING, State.QUEUED, State.FAILED, State.CANCELLED}
+    ),
+    State.PAUSING: frozenset({State.PAUSED, State.FAILED, State.CANCELLED}),
+    State.PAUSED: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
     State.FINALISING: frozenset({State.SUCCEEDED, State.QUEUED, State.FAILED, State.CANCELLED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
@@ -62,6 +75,8 @@ WIRE_STATUS: dict[State, str] = {
     State.QUEUED: "queued",
     State.STARTING: "running",
     State.RUNNING: "running",
+    State.PAUSING: "running",
+    State.PAUSED: "paused",
     State.FINALISING: "running",
     State.SUCCEEDED: "succeeded",
     State.FAILED: "failed",

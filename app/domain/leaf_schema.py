@@ -51,11 +51,15 @@ def _is_share(value: object) -> str | None:
     return None if _is_number(value) is None and 0 <= value <= 1 else "a number from 0 to 1"  # type: ignore[operator]
 
 
-def _is_integer(minimum: int) -> Check:
+def _is_integer(minimum: int, maximum: int | None = None) -> Check:
+    expected = (
+        f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
+    )
+
     def check(value: object) -> str | None:
         if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
-            return None
-        return f"an integer of at least {minimum}"
+            return None if maximum is None or value <= maximum else expected
+        return expected
 
     return check
 
@@ -181,7 +185,15 @@ _CRITIC: dict[str, Check] = {
     "high": _is_optional(_is_number),
 }
 _SET: dict[str, Check] = {"id": _is_identifier, "sha256": _is_sha256}
+_PARENT: dict[str, Check] = {
+    "job": _is_identifier,
+    "step": _is_integer(1),
+    "adapter_sha256": _is_sha256,
+}
 _NAMED_ROW: dict[str, Check] = {"row": _is_row, "commitment": _is_sha256}
+
+MAX_ALIGNMENT_ROWS = 1_000_000
+"""So that nobody can make a verifier put more rows in order than a set can have."""
 
 STATUSES = ("ok", "failed", "constant", "unmeasured", "judged", "fallback")
 """What can become of a row's measurement. Tables of version 1 know the first four."""
@@ -233,6 +245,13 @@ BODIES: dict[str, dict[str, Check]] = {
         "anchors": _is_optional(_is_object(_SET)),
         "alignment": _is_optional(_is_object(_SET)),
     },
+    "tether.job.created/3": _CREATED
+    | {
+        "critic": _is_optional(_is_object(_CRITIC | {"threshold": _is_optional(_is_number)})),
+        "anchors": _is_optional(_is_object(_SET)),
+        "alignment": _is_optional(_is_object(_SET)),
+        "parent": _is_optional(_is_object(_PARENT)),
+    },
     "tether.job.start/1": _ATTEMPT,
     "tether.job.resume/1": _ATTEMPT,
     "tether.risk.table/1": _RISK_TABLE | {"counts": _is_object(dict.fromkeys(STATUSES[:4], _is_integer(0)))},
@@ -242,8 +261,12 @@ BODIES: dict[str, dict[str, Check]] = {
         "treatments": _is_object(dict.fromkeys(TREATMENTS, _is_integer(0))),
     },
     "tether.anchors/1": _SET
-    | {"trained": _is_list(_is_object(_NAMED_ROW)), "monitored": _is_list(_is_object(_NAMED_ROW))},
-    "tether.alignment/1": _SET | {"rows": _is_integer(1)},
+    | {
+        "rows": _is_integer(8, 256),
+        "trained": _is_list(_is_object(_NAMED_ROW)),
+        "monitored": _is_list(_is_object(_NAMED_ROW)),
+    },
+    "tether.alignment/1": _SET | {"rows": _is_integer(1, MAX_ALIGNMENT_ROWS), "dropped": _is_list(_is_row)},
     "tether.step/1": _STEP,
     "tether.step/2": _STEP
     | {
@@ -268,6 +291,13 @@ BODIES: dict[str, dict[str, Check]] = {
         "kind": _is_one_of("interval", "epoch", "preempt"),
         "sha256": _is_sha256,
         "files": _is_files,
+    },
+    "tether.ckpt/2": {
+        "step": _is_integer(0),
+        "kind": _is_one_of("interval", "epoch", "preempt"),
+        "sha256": _is_sha256,
+        "files": _is_files,
+        "adapter_sha256": _is_optional(_is_sha256),
     },
     "tether.cmd/1": {"command": _is_identifier, "actor": _is_identifier},
     "tether.adapter.published/1": {

@@ -8,6 +8,7 @@ is described for auditors in docs/ledger.md. Standard library only.
 import hashlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from app.domain.canonical import canonical_bytes, encode_number, parse_canonical
 from app.domain.leaf_schema import BODIES, HEADER, IDENTIFIER_CHARACTERS, NEWEST, Leaf, check_fields
@@ -73,6 +74,16 @@ def parse_leaf(leaf: bytes) -> Leaf:
         raise ValueError(f"the type {record['t']!r} is not known; known: {', '.join(BODIES)}")
     check_fields("body", record["body"], BODIES[record["t"]])
     return record
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Return the type of a record without its frame, such as "step"."""
+    return str(record["t"]).removeprefix("tether.").partition("/")[0]
+
+
+def version_of(record: Mapping[str, Any]) -> int:
+    """Return the version of a record's type."""
+    return int(str(record["t"]).rpartition("/")[2])
 
 
 def chain_hash(leaf: bytes) -> str:

@@ -21,6 +21,8 @@ CHECKS = (
     "adapter",
     "end",
     "sets",
+    "plan",
+    "lineage",
 )
 """The names of the checks, in order; their numbers count from 1. A new one comes last: a number never changes."""
 

@@ -2,12 +2,17 @@
 
 A curve is `{"columns": [...], "rows": [[...], ...]}`. A number that is not finite is a word ("NaN"), because
 JSON has no sign for it and a diverged loss must not look like a missing one.
+
+A long curve is kept packed, a piece at a time: eight bytes a cell, so that a hundred thousand steps are read without
+parsing a hundred thousand records. A packed piece ends with what the next one goes on from.
 """
 
 import csv
 import io
+import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from app.domain.canonical import encode_number
 
@@ -31,21 +36,35 @@ DECAY = 0.9
 
 Cell = int | float | str | None
 Row = list[Cell]
+Number = int | float | None
 
 _RISK_MAX = COLUMNS.index("risk_max")
 _LOSS = COLUMNS.index("loss")
 
 
+class Carry(NamedTuple):
+    """What the rows of later steps need of those before them."""
+
+    average: float = 0.0
+    weight: float = 0.0
+    drift: Number = None
+
+
 def build_curve(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the curve of step records (`StepRecord.to_dict`, or the body of a step's leaf), one row a step.
+    """Return the curve of step records (`StepRecord.to_dict`, or the body of a step's leaf), one row a step."""
+    rows, _ = _rows_of(records, Carry())
+    return {"columns": list(COLUMNS), "rows": [_shown(row) for row in rows]}
+
+
+def _rows_of(records: Iterable[Mapping[str, Any]], carry: Carry) -> tuple[list[list[Number]], Carry]:
+    """Return a row per record, and what comes after them goes on from.
 
     `drift` is what the run-level monitor measured last, so that a curve with fewer points still shows it; a record has
-    it where the monitor measured after that step. `risk_smoothed` is the exponential average of risk_mean, corrected for its start at nothing, so that the
-    first value is the first risk_mean. It is null where risk_mean is.
+    it where the monitor measured after that step. `risk_smoothed` is the exponential average of risk_mean, corrected
+    for its start at nothing, so that the first value is the first risk_mean. It is null where risk_mean is.
     """
-    rows: list[Row] = []
-    average = weight = 0.0
-    drift: Cell = None
+    rows: list[list[Number]] = []
+    average, weight, drift = carry
     for record in records:
         drift = record.get("drift", drift)
         risk = record["risk_mean"]
@@ -55,8 +74,70 @@ def build_curve(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         smoothed = None if risk is None else average / weight
         # A record from before there were anchors has no word of them.
         made = {"risk_smoothed": smoothed, "drift": drift, "anchor_kl": record.get("anchor_kl")}
-        rows.append([_cell(made[name] if name in made else record[name]) for name in COLUMNS])
-    return {"columns": list(COLUMNS), "rows": rows}
+        rows.append([made[name] if name in made else record[name] for name in COLUMNS])
+    return rows, Carry(average, weight, drift)
+
+
+_WIDTH = len(COLUMNS)
+_ROW = struct.Struct(f"<{_WIDTH}d")
+_CARRY = struct.Struct("<3d")
+# A cell without a value is a NaN of its own kind, so that a loss which is no number stays one.
+_NULL = struct.unpack("<d", struct.pack("<Q", 0x7FF8_0000_0000_07A2))[0]
+_NULL_BYTES = struct.pack("<d", _NULL)
+
+
+def pack_steps(records: Iterable[Mapping[str, Any]], before: bytes | None) -> bytes:
+    """Return the next piece of a packed curve; `before` is the piece that ends where these records begin."""
+    rows, carry = _rows_of(records, Carry() if before is None else _unpack_carry(before))
+    cells = chain.from_iterable((*rows, carry))
+    return struct.pack(
+        f"<{len(rows) * _WIDTH + len(carry)}d", *(_NULL if cell is None else cell for cell in cells)
+    )
+
+
+def build_packed_curve(
+    pieces: Sequence[bytes], records: Iterable[Mapping[str, Any]], max_points: int
+) -> dict[str, Any]:
+    """Return the curve of packed pieces and of the records after them, with at most `max_points` rows.
+
+    They are the rows that `downsample` keeps of `build_curve`; the others are never made.
+    """
+    last = pack_steps(records, pieces[-1] if pieces else None)
+    packed = b"".join([*(piece[: -_CARRY.size] for piece in pieces), last[: -_CARRY.size]])
+    # In the order of bytes of every machine that torch runs on.
+    cells = memoryview(packed).cast("d")
+    count = len(cells) // _WIDTH
+    risks = cells[_RISK_MAX::_WIDTH].tolist()
+    heights = _packed_heights(packed, risks, _RISK_MAX)
+    if all(height == -float("inf") for height in heights):
+        heights = _packed_heights(packed, cells[_LOSS::_WIDTH].tolist(), _LOSS)
+    kept = range(count) if count <= max_points else _choose(heights, max_points)
+    return {"columns": list(COLUMNS), "rows": [_shown(_unpack_row(packed, at)) for at in kept]}
+
+
+def _unpack_carry(piece: bytes) -> Carry:
+    average, weight, drift = _CARRY.unpack_from(piece, len(piece) - _CARRY.size)
+    return Carry(average, weight, None if piece.endswith(_NULL_BYTES) else drift)
+
+
+def _unpack_row(packed: bytes, at: int) -> list[Number]:
+    step, *cells = _ROW.unpack_from(packed, at * _ROW.size)
+    return [int(step), *(_number(packed, at, column, cell) for column, cell in enumerate(cells, start=1))]
+
+
+def _number(packed: bytes, at: int, column: int, cell: float) -> Number:
+    if cell == cell:  # noqa: PLR0124 - only NaN differs from itself.
+        return cell
+    start = at * _ROW.size + column * len(_NULL_BYTES)
+    return None if packed[start : start + len(_NULL_BYTES)] == _NULL_BYTES else cell
+
+
+def _packed_heights(packed: bytes, cells: Sequence[float], column: int) -> Sequence[float]:
+    # A sum is a number only where all of its parts are; then there is nothing to look at one by one.
+    total = sum(cells)
+    if total == total:  # noqa: PLR0124 - as above.
+        return cells
+    return [_height(_number(packed, at, column, cell)) for at, cell in enumerate(cells)]
 
 
 def downsample(rows: Sequence[Row], max_points: int) -> list[Row]:
@@ -71,14 +152,20 @@ def downsample(rows: Sequence[Row], max_points: int) -> list[Row]:
         return list(rows)
     measured = any(row[_RISK_MAX] is not None for row in rows)
     column = _RISK_MAX if measured else _LOSS
-    inner = len(rows) - 2
+    return [rows[at] for at in _choose([_height(row[column]) for row in rows], max_points)]
+
+
+def _choose(heights: Sequence[float], max_points: int) -> list[int]:
+    """Return the indices of the rows that a curve of fewer points keeps."""
+    inner = len(heights) - 2
     buckets = (max_points - 2) // 2
-    kept = {0, len(rows) - 1}
+    kept = {0, len(heights) - 1}
     for bucket in range(buckets):
-        indices = range(1 + bucket * inner // buckets, 1 + (bucket + 1) * inner // buckets)
-        kept.add(min(indices, key=lambda i: _height(rows[i][column])))
-        kept.add(max(indices, key=lambda i: _height(rows[i][column])))
-    return [rows[i] for i in sorted(kept)]
+        start, end = 1 + bucket * inner // buckets, 1 + (bucket + 1) * inner // buckets
+        inside = heights[start:end]
+        kept.add(start + inside.index(min(inside)))
+        kept.add(start + inside.index(max(inside)))
+    return sorted(kept)
 
 
 def to_csv(curve: Mapping[str, Any]) -> str:
@@ -90,8 +177,8 @@ def to_csv(curve: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _cell(value: Cell) -> Cell:
-    return encode_number(value) if isinstance(value, float) else value
+def _shown(row: Iterable[Number]) -> Row:
+    return [encode_number(cell) if isinstance(cell, float) else cell for cell in row]
 
 
 def _height(value: Cell) -> float:

@@ -8,6 +8,7 @@ names the rubric in a job's record, the worker uses it.
 
 import hashlib
 import json
+import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -93,11 +94,27 @@ BEGINNING_CHARS = 2_000
 """Every piece of a longer conversation begins with this much of its beginning: who was asked for what."""
 OVERLAP_CHARS = 1_000
 """What two pieces share, so that nothing is hidden by a cut."""
+FIELDS = ("role", "name", "content", "tool_calls", "tools")
+"""What is shown of a message, where it has it."""
+CONTROL = re.compile(r"<(?=[|/a-z_\uff5c<])|\[(?=/?[A-Z_]+\])")
+"""How control tokens of chat templates begin (`<|im_end|>`, `</s>`, `[INST]`). Many servers read them as what they stand
+for even inside of a message, so they are written as escapes, which JSON reads as the same text."""
 LEFT_OUT = "\n[... {count} characters left out here, graded apart ...]\n"
 
 RUBRIC_SHA256 = hashlib.sha256(
     json.dumps(
-        [SYSTEM, TASK, SCHEMA, PIECE_CHARS, BEGINNING_CHARS, OVERLAP_CHARS, LEFT_OUT], sort_keys=True
+        [
+            SYSTEM,
+            TASK,
+            SCHEMA,
+            PIECE_CHARS,
+            BEGINNING_CHARS,
+            OVERLAP_CHARS,
+            LEFT_OUT,
+            FIELDS,
+            CONTROL.pattern,
+        ],
+        sort_keys=True,
     ).encode()
 ).hexdigest()
 """Names everything here that decides a verdict."""
@@ -141,8 +158,8 @@ def render_pieces(messages: Sequence[Message]) -> list[str]:
 
 
 def _render_line(message: Message) -> str:
-    line = json.dumps({"role": message["role"], "content": message["content"]}, ensure_ascii=False)
-    return "".join(map(_visible, line))
+    line = json.dumps({field: message[field] for field in FIELDS if field in message}, ensure_ascii=False)
+    return "".join(map(_visible, CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)))
 
 
 def _visible(character: str) -> str:

@@ -9,10 +9,17 @@ from typing import Any
 
 from app.domain.control_law import compute_s, compute_threshold, is_protected, measure_row
 from app.domain.leaf_schema import Leaf
+from app.domain.learning_rate import lr_multiplier
 from app.domain.risk_table import RiskRow
+from app.domain.step_plan import Layout, total_steps
 from app.domain.verification import JobSoFar, ensured
 
 Check = Callable[[object], bool]
+
+MAX_COUNT = 65_535
+"""Of rows in a step and passes over the data; the record of a step with more rows would not fit into a leaf."""
+MAX_SHARE = 10
+"""Alignment rows for each row of the user, at most."""
 
 _NUMBERS: dict[str, tuple[str, ...]] = {
     "adaptive_kl": ("beta_min", "beta_max", "threshold"),
@@ -29,6 +36,11 @@ _SHOWN = {
     "safety_mix": ("share",),
     "none": (),
 }
+_COUNTS: dict[str, tuple[str, ...]] = {
+    "vaccine": ("alignment_epochs",),
+    "lisa": ("alignment_steps", "user_steps"),
+}
+"""Integers from 1 that decide which rows a step takes, by method."""
 
 
 def law_of(job: JobSoFar) -> Leaf:
@@ -45,9 +57,15 @@ def describe_protection(job: JobSoFar) -> str:
         return "unknown: the record does not say by which method the job was trained"
     safety = spec["safety"]
     method = safety["method"]
-    if not is_protected(safety):
+    try:
+        protected = is_protected(safety)
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
+        return f"unknown: what the record says of the method {method} cannot be read"
+    if not protected:
         if method == "none":
             return "UNPROTECTED: method none, so nothing held the model to its reference"
+        if method == "filter":
+            return "UNPROTECTED: method filter without anchors, so nothing held the model on the rows that were left"
         return f"UNPROTECTED: method {method}, but its beta is never above 0"
     if method not in _SHOWN:
         return f"{method}: not known to this verifier"
@@ -67,8 +85,15 @@ def check_threshold(job: JobSoFar) -> None:
     """Raise ValueError unless a threshold that was left open became the critic's own."""
     asked, resolved = ensured(job.created)["spec"]["safety"], ensured(job.spec)["safety"]
     critic = ensured(job.created)["critic"]
-    if asked.get("threshold") != "auto" or critic is None:
+    if "threshold" not in _NUMBERS.get(resolved["method"], ()):
         return
+    if job.begun_in == 1 and asked.get("threshold") != "auto":
+        # In those days a threshold that was left open was a constant of the program.
+        return
+    if asked.get("threshold") not in (None, "auto"):
+        return
+    if critic is None or "threshold" not in critic:
+        raise ValueError("the threshold was left to the critic, but job.created has none of it")
     activation = None
     if critic["threshold"] is not None and critic["low"] is not None and critic["high"] is not None:
         activation = s_of_log_odds(critic["threshold"], critic, resolved)
@@ -104,6 +129,31 @@ def is_share(value: object) -> bool:
     return _is_number(value) and 0 <= value <= 1  # type: ignore[operator]
 
 
+def layout_of(job: JobSoFar, *, n_rows: int, n_alignment: int) -> Layout:
+    """Return what decides which rows a step takes. Raises ValueError where the spec does not say."""
+    spec = ensured(job.spec)
+    for name in ("batch_size", "n_epochs"):
+        _expect(spec, name, _is_up_to(MAX_COUNT), f"an integer from 1 to {MAX_COUNT}", within="spec")
+    _expect(spec, "seed", _is_integer, "an integer", within="spec")
+    return Layout(n_rows, n_alignment, spec["batch_size"], spec["n_epochs"], spec["seed"])
+
+
+def compute_lr(job: JobSoFar, layout: Layout, step: int) -> float:
+    """Return the learning rate of a step by the spec. Raises ValueError where the spec does not say."""
+    spec = ensured(job.spec)
+    peak = _expect(spec, "learning_rate", _is_amount, "a number of at least 0", within="spec")
+    warmup_ratio = _expect(spec, "warmup_ratio", is_share, "a number from 0 to 1", within="spec")
+    kind = _expect(
+        spec,
+        "lr_scheduler",
+        _is_one_of("constant", "linear", "cosine"),
+        "constant, linear or cosine",
+        within="spec",
+    )
+    n_steps = total_steps(law_of(job), layout)
+    return float(peak * lr_multiplier(step, total_steps=n_steps, warmup_ratio=warmup_ratio, kind=kind))
+
+
 def _checked(safety: Mapping[str, Any]) -> Leaf:
     method = safety["method"]
     if method not in _SHOWN:
@@ -111,6 +161,10 @@ def _checked(safety: Mapping[str, Any]) -> Leaf:
     law: Leaf = {**safety}
     for name in _NUMBERS.get(method, ()):
         law[name] = float(_expect(safety, name, is_share, "a number from 0 to 1"))
+    for name in _COUNTS.get(method, ()):
+        _expect(safety, name, _is_count, "an integer of at least 1")
+    if method == "safety_mix":
+        _expect(safety, "share", _is_mixing_share, f"a number from 0 to {MAX_SHARE}")
     if method == "adaptive_kl":
         _expect(safety, "schedule", _is_one_of("linear", "threshold"), "linear or threshold")
         # Records from before these fields existed do without them.
@@ -149,8 +203,20 @@ def _is_amount(value: object) -> bool:
     return _is_number(value) and value >= 0  # type: ignore[operator]
 
 
+def _is_mixing_share(value: object) -> bool:
+    return _is_number(value) and 0 <= value <= MAX_SHARE  # type: ignore[operator]
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_up_to(maximum: int) -> Check:
+    return lambda value: _is_count(value) and isinstance(value, int) and value <= maximum
 
 
 def _is_one_of(*words: str) -> Check:
@@ -164,6 +230,6 @@ _ANCHORS: dict[str, tuple[Check, str]] = {
 _MONITOR: dict[str, tuple[Check, str]] = {
     "every": (_is_count, "an integer of at least 1"),
     "limit": (_is_amount, "a number of at least 0"),
-    "action": (_is_one_of("warn", "anchors", "floor"), "warn, anchors or floor"),
+    "action": (_is_one_of("warn", "anchors", "floor", "pause"), "warn, anchors, floor or pause"),
     "floor": (is_share, "a number from 0 to 1"),
 }

@@ -8,8 +8,10 @@ from typing import Literal, get_args
 from pydantic import Field, ValidationError
 
 from app.domain.frozen import Frozen
+from app.domain.row_risks import Visibility
 from app.domain.safety_spec import (
     AdaptiveKL,
+    Anchors,
     AnySafety,
     CombinedCritic,
     Filter,
@@ -43,7 +45,15 @@ class SafetyPolicy(Frozen):
     critic_types: tuple[CriticType, ...] = Field(
         CRITIC_TYPES, description="Critics that may steer, alone or as parts of a combined one."
     )
-    anchors_required: bool = Field(False, description="Whether every job must have anchors.")
+    risk_visibility: Visibility = Field(
+        "bucketed",
+        description="What reports show of the risks of single rows: `full` (exact scores), `bucketed` (fifths of the scale),"
+        " or `none`. Exact scores tell an attacker how to stay below the critic.",
+    )
+    anchors_required: bool = Field(
+        False,
+        description="Whether every job must have anchors, with no less than their default `weight` and `per_step`.",
+    )
 
     def check(self, safety: AnySafety) -> None:
         """Raise PolicyViolation, naming the field, where the request asks for less than this policy demands."""
@@ -58,10 +68,8 @@ class SafetyPolicy(Frozen):
             self._check_critic(critic.type, "safety.critic.type")
             for part in critic.critics if isinstance(critic, CombinedCritic) else ():
                 self._check_critic(part.type, "safety.critic.critics")
-        if self.anchors_required and safety.anchors is None:
-            raise PolicyViolation(
-                "anchors is null or left out; the operator's policy demands anchors", param="safety.anchors"
-            )
+        if self.anchors_required:
+            _check_anchors(safety.anchors)
         if not isinstance(safety, AdaptiveKL | FixedKL):
             if max(self.beta_min_floor, self.beta_max_floor) > 0:
                 raise PolicyViolation(
@@ -80,6 +88,10 @@ class SafetyPolicy(Frozen):
                     f"{name} is {value:g}; the operator's policy demands at least {floor:g}",
                     param=f"safety.{name}",
                 )
+        if max(self.beta_min_floor, self.beta_max_floor) > 0:
+            _check_penalty(safety)
+            if isinstance(safety, AdaptiveKL):
+                _check_risky_rows_reach(safety)
 
     def _check_critic(self, kind: CriticType, param: str) -> None:
         if kind not in self.critic_types:
@@ -87,6 +99,48 @@ class SafetyPolicy(Frozen):
                 f"the operator's policy does not allow the critic {kind!r}; allowed: {', '.join(self.critic_types)}",
                 param=param,
             )
+
+
+def _check_anchors(anchors: Anchors | None) -> None:
+    if anchors is None:
+        raise PolicyViolation(
+            "anchors is null or left out; the operator's policy demands anchors", param="safety.anchors"
+        )
+    least = Anchors()
+    for name in ("weight", "per_step"):
+        found, demanded = getattr(anchors, name), getattr(least, name)
+        if found < demanded:
+            raise PolicyViolation(
+                f"anchors.{name} is {found:g}; the operator's policy demands at least {demanded:g}",
+                param=f"safety.anchors.{name}",
+            )
+
+
+def _check_penalty(safety: AdaptiveKL | FixedKL) -> None:
+    # A weight of the KL divergence says nothing of a penalty in the units of hidden states.
+    if safety.penalty == "l2":
+        raise PolicyViolation(
+            "penalty is 'l2'; the operator's policy demands a KL penalty: 'forward_kl' or 'reverse_kl'",
+            param="safety.penalty",
+        )
+
+
+def _check_risky_rows_reach(safety: AdaptiveKL) -> None:
+    """Refuse what keeps beta_max from a risky row: a floor under a weight that no row gets protects nothing."""
+    # ema_decay comes before the scope, without which it cannot be sent.
+    demanded = (("threshold", "auto"), ("s_scale", "points"), ("ema_decay", 0.0), ("scope", "example"))
+    for name, value in demanded:
+        found = getattr(safety, name)
+        if found != value:
+            raise PolicyViolation(
+                f"{name} is {_show(found)}; the operator's policy demands that risky rows get their KL weight, and so"
+                f" allows only {_show(value)}",
+                param=f"safety.{name}",
+            )
+
+
+def _show(value: str | float) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else repr(value)
 
 
 def load_policy(path: Path | None) -> tuple[SafetyPolicy, str]:

@@ -50,7 +50,7 @@ class JudgeCritic(Frozen):
         0.2,
         ge=0,
         le=1,
-        description="Share of failed verdicts beyond which the job fails with the code critic_failing.",
+        description="Share of failed verdicts beyond which the job pauses and says why.",
     )
     fallback: str | None = Field(
         None,
@@ -79,8 +79,9 @@ class CombinedCritic(Frozen):
     rule: Literal["max", "weighted"] = Field(
         "max", description="max: a row's s is the highest of theirs. weighted: their sum, weighted."
     )
-    weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
-        None, description="One weight a critic, in their order, 1 in all; for the rule weighted."
+    weights: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
+        None,
+        description="One weight a critic, in their order, each above 0 and 1 in all; for the rule weighted.",
     )
 
     @model_validator(mode="after")
@@ -140,10 +141,10 @@ class Monitor(Frozen):
     limit: float = Field(
         0.1, gt=0, le=1000, description="KL to the reference, in nats a token, that is too much."
     )
-    action: Literal["warn", "anchors", "floor"] = Field(
+    action: Literal["warn", "anchors", "floor", "pause"] = Field(
         "warn",
         description="What too much drift does, until it is less. warn: an event. anchors: the anchors' weight doubles,"
-        " up to eightfold. floor: every beta is at least `floor`, which can cost the task.",
+        " up to eightfold. floor: every beta is at least `floor`, which can cost the task. pause: the job pauses.",
     )
     floor: float = Field(0.1, ge=0, le=1, description="Least beta of every row under the action floor.")
 
@@ -261,7 +262,10 @@ class NoPenalty(_Method):
 
 
 class Filter(_Method):
-    """Rows from the threshold on are not trained on: the control of every claim for a graded penalty."""
+    """Rows from the threshold on are not trained on: the control of every claim for a graded penalty.
+
+    Without anchors the job is marked unprotected everywhere.
+    """
 
     method: Literal["filter"] = "filter"
     critic: Critic = Field(default_factory=ActivationCritic, description="Who measures the risk.")

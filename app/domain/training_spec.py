@@ -8,10 +8,11 @@ the job, digested into its record and sent back to the client.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.domain.frozen import Frozen
 from app.domain.safety_spec import AdaptiveKL, AnySafety, Filter, Safety
+from app.errors import NotSupported
 
 Auto = Literal["auto"]
 
@@ -39,11 +40,27 @@ class SupervisedMethod(Frozen):
     hyperparameters: Annotated[Hyperparameters | None, Field()] = None
 
 
+NOT_SUPPORTED = {
+    "dpo": "preference optimisation is not supported yet; use 'supervised', with the preferred answers as the rows",
+    "reinforcement": "reinforcement fine-tuning is not supported; use 'supervised', with answers that a grader would"
+    " reward as the rows",
+}
+"""Methods that the wire knows and this service does not, and what to do instead."""
+
+
 class Method(Frozen):
     """The wire's `method`. Only supervised fine-tuning is supported."""
 
     type: Literal["supervised"] = "supervised"
     supervised: SupervisedMethod | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_what_to_do_instead(cls, values: Any) -> Any:
+        kind = values.get("type") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind in NOT_SUPPORTED:
+            raise NotSupported(f"method.type: {NOT_SUPPORTED[kind]}", param="method.type")
+        return values
 
 
 # --- `training` -------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 from app.domain.bundle import LEAVES
 from app.domain.control_law import MonitorState
 from app.domain.leaf_schema import Leaf
-from app.domain.ledger import NO_LEAF
+from app.domain.ledger import NO_LEAF, kind_of, version_of
 from app.domain.merkle import RootBuilder
+from app.domain.report import Report
+from app.domain.step_plan import Layout
 
 T = TypeVar("T")
 
@@ -38,6 +40,17 @@ class Step:
     rows: tuple[int, ...]
     trained_tokens: int
     """0 where the step was skipped."""
+    skipped: bool
+
+
+class Run(NamedTuple):
+    """What the plan of a job's steps is made of."""
+
+    layout: Layout
+    rows: tuple[int, ...]
+    """Of the training file, those that are trained on; a plan's places are places in here."""
+    alignment: tuple[int, ...]
+    anchors: tuple[int, ...]
 
 
 class Controls(NamedTuple):
@@ -55,6 +68,7 @@ class JobSoFar:
     table_entries: Iterable[bytes] | None
     adapter: Path | None
     data: Path | None
+    parent: "Parent | None" = None
 
     seq: int = 0
     hash: bytes = b""
@@ -89,24 +103,36 @@ class JobSoFar:
     """What holds after each step that counts; what holds after step k is at k."""
     measured: set[int] = field(default_factory=set)
     """The steps that count after which the monitor measured."""
-    newest: int = 1
-    """The highest version so far of the types that have more than one."""
+    pause_due: int | None = None
+    """The step after which a monitor that pauses found too much, until the job has paused."""
+    paused: bool = False
+    begun_in: int = 1
+    """The version of job.created."""
+    run: Run | None = None
+    """What the plan is made of, from the first step on that has one."""
     replayed: int = 0
     superseded: int = 0
     resumes: int = 0
     checkpoints: set[tuple[int, str]] = field(default_factory=set)
+    adapters: set[tuple[int, str | None]] = field(default_factory=set)
+    """The step and the digest of each adapter that stands: of checkpoints (None without a name), and what was published."""
     published: Leaf | None = None
     end: Leaf | None = None
 
     @property
+    def form(self) -> int:
+        """The version that a risk table and steps have beside this job.created."""
+        return min(self.begun_in, 2)
+
+    @property
     def kind(self) -> str:
         """The type without its frame, such as "step"."""
-        return str(self.record["t"]).removeprefix("tether.").partition("/")[0]
+        return kind_of(self.record)
 
     @property
     def version(self) -> int:
         """The version of the type."""
-        return int(str(self.record["t"]).rpartition("/")[2])
+        return version_of(self.record)
 
     @property
     def body(self) -> Leaf:
@@ -122,11 +148,10 @@ class JobSoFar:
         self.previous_hash = self.hash.hex()
         self.tree.append(self.hash)
         self.attempt, self.epoch = self.record["attempt"], self.record["epoch"]
-        self.newest = max(self.newest, self.version)
         body = self.body
         match self.kind:
             case "job.created":
-                self.created = body
+                self.created, self.begun_in = body, self.version
             case "job.start":
                 self.owner, self.spec = (self.attempt, self.epoch), body["spec"]
             case "job.resume":
@@ -134,10 +159,8 @@ class JobSoFar:
                 self._supersede(body["from_step"])
             case "risk.table":
                 self.table = body
-            case "anchors":
-                self.anchors = body
-            case "alignment":
-                self.alignment = body
+            case "anchors" | "alignment" as name:
+                setattr(self, name, body)
             case "step":
                 self._add_step(body)
             case "monitor":
@@ -148,20 +171,31 @@ class JobSoFar:
                 self._add_scores(body)
             case "ckpt":
                 self.checkpoints.add((body["step"], body["sha256"]))
+                self.adapters.add((body["step"], body.get("adapter_sha256")))
+            case "cmd":
+                self._obey(body["command"])
             case "adapter.published":
                 self.published = body
+                self.adapters.add((body["step"], body["zip_sha256"]))
             case "job.end":
                 self.end = body
 
     def _add_step(self, body: Leaf) -> None:
-        tokens = 0 if body.get("skipped") else body["tokens"]
-        self.steps.append(Step(self.seq, body["data_epoch"], tuple(body["rows"]), tokens))
+        skipped = body.get("skipped", False)
+        tokens = 0 if skipped else body["tokens"]
+        self.steps.append(Step(self.seq, body["data_epoch"], tuple(body["rows"]), tokens, skipped))
         self.controls.append(Controls(self.controls[-1].monitor, body.get("s_smoothed")))
 
     def _add_scores(self, body: Leaf) -> None:
         for score in body["scores"]:
             self.live[score["row"], score["asked_at"]] = (body["step"], score["s"])
             self.live_s_of_row[score["row"]] = score["s"]
+
+    def _obey(self, command: str) -> None:
+        if command == "pause":
+            self.paused, self.pause_due = True, None
+        elif command == "resume":
+            self.paused = False
 
     def _supersede(self, from_step: int) -> None:
         self.resumes += 1
@@ -171,10 +205,21 @@ class JobSoFar:
         self.measured = {step for step in self.measured if step <= from_step}
         self.live = {asked: score for asked, score in self.live.items() if score[0] <= from_step}
         self.live_s_of_row = {row: s for (row, _), (_, s) in self.live.items()}
+        if self.pause_due is not None and self.pause_due > from_step:
+            self.pause_due = None
         # What grew from thrown-away steps is thrown away with them.
         self.checkpoints = {(step, digest) for step, digest in self.checkpoints if step <= from_step}
+        self.adapters = {(step, digest) for step, digest in self.adapters if step <= from_step}
         if self.published and self.published["step"] > from_step:
             self.published = None
+
+
+class Parent(NamedTuple):
+    """The bundle of the job whose adapter another goes on from, read."""
+
+    report: Report
+    job: JobSoFar | None
+    """None where the bundle could not be read."""
 
 
 # --- small things -----------------------------------------------------------------------------------------

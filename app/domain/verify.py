@@ -9,31 +9,54 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.domain import checks_files, checks_sets, checks_structure, checks_training
+from app.domain import (
+    checks_files,
+    checks_lineage,
+    checks_plan,
+    checks_sets,
+    checks_structure,
+    checks_training,
+)
 from app.domain.bundle import LEAVES, BundleError, read_bundle
 from app.domain.ledger import parse_leaf
 from app.domain.merkle import leaf_hash
 from app.domain.report import CHECKS, Check, Report
 from app.domain.safety_law import describe_protection
-from app.domain.verification import Broken, JobSoFar, NotChecked
+from app.domain.verification import Broken, JobSoFar, NotChecked, Parent
 
-_EACH = checks_structure.EACH | checks_training.EACH | checks_sets.EACH
-_AT_END = checks_structure.AT_END | checks_training.AT_END | checks_files.AT_END | checks_sets.AT_END
+_EACH = checks_structure.EACH | checks_training.EACH | checks_sets.EACH | checks_plan.EACH
+_AT_END = (
+    checks_structure.AT_END
+    | checks_training.AT_END
+    | checks_files.AT_END
+    | checks_sets.AT_END
+    | checks_plan.AT_END
+    | checks_lineage.AT_END
+)
 
 
-def verify_bundle(path: Path, *, adapter: Path | None = None, data: Path | None = None) -> Report:
+def verify_bundle(
+    path: Path, *, adapter: Path | None = None, data: Path | None = None, parent: Path | None = None
+) -> Report:
     """Check a bundle; with the adapter's zip and the training file, check these against the record too.
 
-    Never raises for what the files hold: whatever is wrong with them is a failed check.
+    `parent` is the bundle of the job whose adapter this one goes on from; it is checked as a bundle of its own, and then
+    what this job says of it. Never raises for what the files hold: whatever is wrong with them is a failed check.
     """
+    found = Parent(*_replay(parent, adapter=None, data=None, parent=None)) if parent else None
+    return _replay(path, adapter=adapter, data=data, parent=found)[0]
+
+
+def _replay(
+    path: Path, *, adapter: Path | None, data: Path | None, parent: Parent | None
+) -> tuple[Report, JobSoFar | None]:
     try:
         with read_bundle(path) as bundle:
-            return verify_contents(
-                bundle.manifest, bundle.leaves(), bundle.risk_table(), adapter=adapter, data=data
-            )
+            job = JobSoFar(bundle.manifest, bundle.risk_table(), adapter, data, parent)
+            return _check(job, bundle.leaves()), job
     except BundleError as error:
         unread = [Check(name, "not checked", "the bundle cannot be read") for name in CHECKS[1:]]
-        return Report((Check("records", "failed", str(error)), *unread))
+        return Report((Check("records", "failed", str(error)), *unread)), None
 
 
 def verify_contents(
@@ -45,7 +68,11 @@ def verify_contents(
     data: Path | None = None,
 ) -> Report:
     """Check records that come from elsewhere than a bundle; `manifest` has job, size, root and head."""
-    job = JobSoFar(manifest=manifest, table_entries=risk_table, adapter=adapter, data=data)
+    return _check(JobSoFar(manifest, risk_table, adapter, data), leaves)
+
+
+def _check(job: JobSoFar, leaves: Iterable[bytes]) -> Report:
+    manifest = job.manifest
     outcomes: dict[str, Check] = {}
     index = 0
     try:
@@ -98,6 +125,8 @@ _NEEDS = {
     "adapter": ("grammar", "attempts"),
     "end": ("grammar", "attempts"),
     "sets": ("grammar",),
+    "lineage": ("grammar",),
+    "plan": ("grammar", "attempts", "risk table", "sets"),
 }
 
 

@@ -6,6 +6,7 @@ folder beside it, listed with their SHA-256 in `manifest.json`, and the folder i
 
 import errno
 import hashlib
+import io
 import os
 import random
 import secrets
@@ -256,6 +257,39 @@ def build_adapter_zip(folder: Path, out: Path) -> str:
             entry.create_system = 3
             archive.writestr(entry, path.read_bytes())
     return hashlib.sha256(out.read_bytes()).hexdigest()
+
+
+def load_adapter_zip(data: bytes, model: PeftModel) -> None:
+    """Put the weights of an exported adapter into `model`, bit for bit.
+
+    `data` is what `build_adapter_zip` packed; the caller has checked its digest. Raises JobFailure with code
+    `parent_unfit` where that adapter has another shape than the model's.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        config = parse_json(archive.read("adapter_config.json"))
+        tensors = load(archive.read("adapter_model.safetensors"))
+    ours = model.peft_config[ADAPTER_NAME].to_dict()
+    for name in ("r", "lora_alpha", "target_modules"):
+        wanted = sorted(ours[name]) if name == "target_modules" else ours[name]
+        if config[name] != wanted:
+            raise _unfit(f"its {name} is {config[name]}; this job's is {wanted}")
+    # These share their memory with the parameters.
+    places = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
+    if {name: (value.shape, value.dtype) for name, value in tensors.items()} != {
+        name: (value.shape, value.dtype) for name, value in places.items()
+    }:
+        raise _unfit("its weights have other names, shapes or types")
+    with torch.no_grad():
+        for name, value in tensors.items():
+            places[name].copy_(value)
+
+
+def _unfit(why: str) -> JobFailure:
+    return JobFailure(
+        f"the adapter that the job goes on from does not fit: {why}. Go on from another, or begin with the base model",
+        code="parent_unfit",
+        param="model",
+    )
 
 
 def _on_cpu(tensors: dict[str, Any]) -> dict[str, Tensor]:

@@ -72,28 +72,13 @@ def tokenize_rows(
     truncated: list[int] = []
     for index, source in enumerate(rows):
         row = tokenize_row(tokenizer, source["messages"], index=index, tools=source.get("tools"), param=param)
-        length = len(row.input_ids)
-        if length > max_seq_length:
-            if overlength == "error":
-                raise _invalid(
-                    index,
-                    f"the row has {length} tokens, more than max_seq_length ({max_seq_length}); shorten it, raise"
-                    ' max_seq_length, or set overlength to "truncate" or "drop"',
-                    param,
-                )
-            if overlength == "drop":
-                dropped.append(index)
-                continue
-            row = truncate(row, max_seq_length)
+        left = apply_overlength(row, max_seq_length=max_seq_length, overlength=overlength, param=param)
+        if left is None:
+            dropped.append(index)
+            continue
+        if left is not row:
             truncated.append(index)
-            if row.loss_tokens == 0:
-                raise _invalid(
-                    index,
-                    f"of its {length} tokens the first {max_seq_length} hold no assistant reply, so truncation leaves"
-                    ' nothing to train on; shorten the prompt, or set overlength to "drop"',
-                    param,
-                )
-        kept.append(row)
+        kept.append(left)
     if not kept:
         raise JobFailure(
             f"no row is left to train on: {len(dropped)} of {len(rows)} are longer than max_seq_length"
@@ -102,6 +87,40 @@ def tokenize_rows(
             param=param,
         )
     return TokenizedData(tuple(kept), tuple(dropped), tuple(truncated))
+
+
+def apply_overlength(
+    row: TokenizedRow,
+    *,
+    max_seq_length: int,
+    overlength: Literal["error", "truncate", "drop"],
+    param: str = "training_file",
+) -> TokenizedRow | None:
+    """Return what the policy leaves of a row: itself where it fits, its beginning, or None where it is dropped.
+
+    Raises JobFailure where the policy refuses the row, or nothing to train on is left of it.
+    """
+    length = len(row.input_ids)
+    if length <= max_seq_length:
+        return row
+    if overlength == "error":
+        raise _invalid(
+            row.index,
+            f"the row has {length} tokens, more than max_seq_length ({max_seq_length}); shorten it, raise"
+            ' max_seq_length, or set overlength to "truncate" or "drop"',
+            param,
+        )
+    if overlength == "drop":
+        return None
+    cut = truncate(row, max_seq_length)
+    if cut.loss_tokens == 0:
+        raise _invalid(
+            row.index,
+            f"of its {length} tokens the first {max_seq_length} hold no assistant reply, so truncation leaves"
+            ' nothing to train on; shorten the prompt, or set overlength to "drop"',
+            param,
+        )
+    return cut
 
 
 def tokenize_row(
@@ -122,6 +141,7 @@ def tokenize_row(
     conversation, or no turn is trained.
     """
     clean = [_clean_message(message, index, param) for message in messages]
+    _check_tools_are_rendered(tokenizer, clean, tools, index, param)
     turns = [place for place, message in enumerate(clean) if message["role"] == "assistant"]
     trained = [_is_trained(messages[turn], index, param) for turn in turns]
     if not any(trained):
@@ -228,7 +248,7 @@ def _prefix_spans(
     param: str,
 ) -> list[Span] | None:
     """Return what each assistant turn adds to the messages before it, or None where a part is no true prefix."""
-    control_ids = _control_ids(tokenizer)
+    controls = control_ids(tokenizer)
     spans: list[Span] = []
     for turn in turns:
         prompt: tuple[int, ...] = ()
@@ -240,28 +260,22 @@ def _prefix_spans(
         is_prefix = input_ids[: len(whole)] == whole and whole[: len(prompt)] == prompt
         if not is_prefix or len(whole) == len(prompt):
             return None
-        spans.append((len(prompt), _end_of_turn(tokenizer, whole, len(prompt), control_ids)))
+        spans.append((len(prompt), _end_of_turn(tokenizer, whole, len(prompt), controls)))
     return spans
 
 
 def _end_of_turn(
-    tokenizer: PreTrainedTokenizerBase, input_ids: tuple[int, ...], start: int, control_ids: frozenset[int]
+    tokenizer: PreTrainedTokenizerBase, input_ids: tuple[int, ...], start: int, controls: frozenset[int]
 ) -> int:
     """Return the end of the turn without the white space that many templates write after its last control token.
 
     Generation stops at that token, so the model never writes what follows it.
     """
     end = len(input_ids)
-    last = next((place for place in range(end - 1, start - 1, -1) if input_ids[place] in control_ids), None)
+    last = next((place for place in range(end - 1, start - 1, -1) if input_ids[place] in controls), None)
     if last is None or str(tokenizer.decode(list(input_ids[last + 1 : end]))).strip():
         return end
     return last + 1
-
-
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    # Gemma's added tokens include plain white space, which is text.
-    added = tokenizer.added_tokens_decoder.items()
-    return frozenset(token_id for token_id, token in added if not token.content.isspace())
 
 
 def _render(
@@ -308,6 +322,33 @@ def _clean_message(message: Message, index: int, param: str) -> dict[str, Any]:
     if clean.get("tool_calls"):
         clean["tool_calls"] = [_clean_tool_call(call) for call in clean["tool_calls"]]
     return clean
+
+
+def _check_tools_are_rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    index: int,
+    param: str,
+) -> None:
+    """Refuse what the template would leave out without a word: then something else is trained than the row says."""
+    template = tokenizer.get_chat_template(tools=cast(Any, tools))
+    used = {"tools": bool(tools), "tool_calls": any(message.get("tool_calls") for message in messages)}
+    for name, is_used in used.items():
+        if is_used and not re.search(rf"\b{name}\b", template):
+            raise _invalid(
+                index,
+                f"the row has `{name}`, which {_template_name(tokenizer)} does not render; use a base model whose"
+                " template knows tools, or write what the assistant is to learn as text",
+                param,
+            )
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids of the tokenizer's control tokens."""
+    # Gemma's added tokens include plain white space, which is text.
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(token_id for token_id, token in added if not token.content.isspace())
 
 
 def _clean_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:

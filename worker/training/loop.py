@@ -10,10 +10,12 @@ import torch
 from peft import PeftModel
 
 from app.domain.control_law import MonitorState, compute_monitor_state
+from app.domain.learning_rate import lr_multiplier
 from app.domain.safety_spec import AdaptiveKL, Filter
+from app.domain.step_plan import Layout, anchor_places
 from app.domain.step_record import StepRecord
 from app.domain.training_spec import TrainingSpec
-from app.errors import JobFailure
+from app.errors import CriticUnusable, JobFailure
 from worker.training.checkpoint import (
     CheckpointDamaged,
     CheckpointInfo,
@@ -27,27 +29,22 @@ from worker.training.jsonio import canonical_json
 from worker.training.live import LiveCritic
 from worker.training.lora import use_lean_lora
 from worker.training.loss import head_nll, log_probabilities
-from worker.training.methods.plain import Layout, Method
+from worker.training.methods.plain import Method
 from worker.training.methods.registry import build_method
-from worker.training.methods.safety_mix import cycled_rows
 from worker.training.models import (
-    can_pack,
     final_states,
     full_logits,
-    head_is_separable,
     head_of,
     trainable_parameters,
+    traits_of,
 )
 from worker.training.monitor import measure_drift
 from worker.training.packing import collate, micro_batches
-from worker.training.schedule import lr_multiplier
 from worker.training.step import Conditions, Controls, RunData, train_step
 
-Stop = Literal["cancel", "preempt"]
+Stop = Literal["cancel", "pause", "preempt"]
 DEFAULT_MICRO_BATCH_TOKENS = 4096
 MAX_SKIPPED_IN_A_ROW = 2
-ANCHOR_SEED_OFFSET = 1
-"""Anchors and alignment rows go through their sets in orders of their own."""
 
 
 class Checkpoint(NamedTuple):
@@ -55,7 +52,7 @@ class Checkpoint(NamedTuple):
 
     info: CheckpointInfo
     kind: Literal["interval", "epoch", "preempt"]
-    """interval: to resume from. epoch: the end of a pass over the data. preempt: before giving the work back."""
+    """interval: to resume from. epoch: the end of a pass over the data. preempt: before the run stops for a while."""
     data_epoch: int
     """The pass that its last step belongs to, from 0."""
 
@@ -123,9 +120,9 @@ def fit(
     """Train the adapter of `model` by `spec` and leave the trained weights in it.
 
     `resume` continues the run that wrote it, on the same machine with the same bits. `should_stop` is asked before
-    each step: "cancel" ends the run, "preempt" first writes a checkpoint. `live` is asked before each step what a judge
-    has said meanwhile, and samples after it. After each step come `on_step`, then
-    `on_drift` where the monitor measures, then `on_validation(step, loss, token_accuracy)` every `eval_interval`
+    each step: "cancel" ends the run, "pause" and "preempt" first write a checkpoint. `live` is asked before each step
+    what a judge has said meanwhile, and samples after it; where it raises, a checkpoint comes first. After each step come `on_step`, after the last one what the method does
+    at the end, then `on_drift` where the monitor measures, then `on_validation(step, loss, token_accuracy)` every `eval_interval`
     steps and at the end, then `on_checkpoint`: at the end of each data epoch, and whenever
     `checkpoint_interval_s` have passed on `clock`. Without a `checkpoint_folder` none are written.
 
@@ -140,8 +137,8 @@ def fit(
         safety=spec.safety,
         law=spec.safety.model_dump(),
         method=method,
-        separable_head=head_is_separable(model),
-        packed=can_pack(model),
+        separable_head=traits_of(model).separable_head,
+        packed=traits_of(model).packed,
         max_grad_norm=spec.max_grad_norm,
         micro_batch_tokens=micro_batch_tokens,
     )
@@ -156,13 +153,17 @@ def fit(
     n_steps = method.total_steps
     while progress.steps < n_steps:
         stop = should_stop()
-        if stop == "preempt":
+        if stop in ("pause", "preempt"):
             saver.save("preempt", model, optimizer, method, progress)
         if stop is not None:
             return FitResult(progress.steps, n_steps, stop)
         step = progress.steps + 1
         plan = method.plan(step)
-        controls = progress.controls if live is None else live.collect(step, progress.controls)
+        try:
+            controls = progress.controls if live is None else live.collect(step, progress.controls)
+        except CriticUnusable:
+            saver.save("preempt", model, optimizer, method, progress)
+            raise
         factor = lr_multiplier(
             step, total_steps=n_steps, warmup_ratio=spec.warmup_ratio, kind=spec.lr_scheduler
         )
@@ -171,7 +172,7 @@ def fit(
                 model,
                 optimizer,
                 plan,
-                anchor_places(spec, step, len(data.anchors)),
+                anchor_places(conditions.law, step, n_anchors=len(data.anchors), seed=spec.seed),
                 conditions,
                 controls,
                 step=step,
@@ -181,17 +182,17 @@ def fit(
         skipped = (*progress.skipped_in_a_row, step) if record.skipped else ()
         if len(skipped) > MAX_SKIPPED_IN_A_ROW:
             raise _diverged(record, skipped)
+        is_last = step == n_steps
+        if is_last:
+            method.finish(model, data.alignment)
         state = controls.monitor
         if spec.safety.monitor and step % spec.safety.monitor.every == 0:
             kl = measure_drift(model, conditions)
             state = compute_monitor_state(conditions.law["monitor"], kl, state)
             on_drift(Drift(step, kl, state))
         progress = Progress(step, skipped, Controls(state, smoothed, controls.live))
-        is_last = step == n_steps
         if live is not None and not is_last:
             live.sample(model, step)
-        if is_last:
-            method.finish(model, data.alignment)
         if validation_rows and (step % spec.eval_interval == 0 or is_last):
             on_validation(step, *validate(model, validation_rows, micro_batch_tokens=micro_batch_tokens))
         if is_last or method.plan(step + 1).data_epoch != plan.data_epoch:
@@ -199,16 +200,6 @@ def fit(
         elif saver.seconds_since >= spec.checkpoint_interval_s:
             saver.save("interval", model, optimizer, method, progress)
     return FitResult(n_steps, n_steps, None)
-
-
-def anchor_places(spec: TrainingSpec, step: int, n_anchors: int) -> tuple[int, ...]:
-    """Return the places of the anchors that `step`, counted from 1, takes: all in turn, each round in a new order."""
-    anchors = spec.safety.anchors
-    if anchors is None:
-        return ()
-    per_step = min(anchors.per_step, n_anchors)
-    draws = range((step - 1) * per_step, step * per_step)
-    return cycled_rows(draws, n_anchors, spec.seed + ANCHOR_SEED_OFFSET)
 
 
 @torch.no_grad()
@@ -220,8 +211,8 @@ def validate(
 ) -> tuple[float, float]:
     """Return the mean NLL in nats and the greedy accuracy over the loss-bearing tokens of `rows`, adapter on."""
     device = next(model.parameters()).device
-    head = head_of(model) if head_is_separable(model) else None
-    packed = can_pack(model)
+    head = head_of(model) if traits_of(model).separable_head else None
+    packed = traits_of(model).packed
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for places in micro_batches([len(row.input_ids) for row in rows], micro_batch_tokens, packed=packed):
         batch = collate([rows[place] for place in places], device, packed=packed)

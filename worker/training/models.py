@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ def set_determinism(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory that it has not written, and filling it first costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # A property of the module.
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -208,6 +211,24 @@ def _run(model: PreTrainedModel | PeftModel, module: nn.Module, batch: Batch, **
         return module(**inputs)
     with attend_within_rows(base_of(model), batch):
         return module(**inputs, position_ids=batch.position_ids)
+
+
+class Traits(NamedTuple):
+    """What a model allows, whatever its adapter."""
+
+    separable_head: bool
+    packed: bool
+
+
+_TRAITS: WeakKeyDictionary[PreTrainedModel, Traits] = WeakKeyDictionary()
+
+
+def traits_of(model: PreTrainedModel | PeftModel) -> Traits:
+    """Return `head_is_separable` and `can_pack` of a model, which are found out once."""
+    base = base_of(model)
+    if base not in _TRAITS:
+        _TRAITS[base] = Traits(head_is_separable(model), can_pack(model))
+    return _TRAITS[base]
 
 
 def head_is_separable(model: PreTrainedModel | PeftModel) -> bool:

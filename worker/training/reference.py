@@ -24,12 +24,11 @@ from worker.training.critics.protocol import Critic, Votes
 from worker.training.data import TokenizedRow
 from worker.training.models import (
     base_of,
-    can_pack,
     final_states,
-    head_is_separable,
     head_of,
     layer_states,
     reference,
+    traits_of,
 )
 from worker.training.packing import Batch, collate, micro_batches
 from worker.training.targets import ReferenceTargets, compute_targets
@@ -147,13 +146,13 @@ def run_reference_pass(
     plan = plan_targets("user", spec.safety, spec.n_epochs)
     law = spec.safety.model_dump()
     to_cache: frozenset[int] = frozenset()
-    if not plan.is_nothing and head_is_separable(model):
+    if not plan.is_nothing and traits_of(model).separable_head:
         to_cache = _rows_within(model, rows, cache_budget_bytes, plan)
     needs_features = known is None and critic is not None and critic.needs_features
     risks: dict[int, RowRisk] = {}
     targets: dict[Key, ReferenceTargets] = {}
     done = 0
-    packed = can_pack(model)
+    packed = traits_of(model).packed
     for places in micro_batches([len(row.input_ids) for row in rows], micro_batch_tokens, packed=packed):
         batch_rows = [rows[place] for place in places]
         features: list[Features | None] = [None] * len(batch_rows)
@@ -186,14 +185,17 @@ def compute_row_targets(
     rows: Sequence[TokenizedRow],
     spec: TrainingSpec,
     *,
+    budget_bytes: int,
     micro_batch_tokens: int = 4096,
 ) -> ReferenceCache:
-    """Return the reference's targets of rows whose risk is nobody's question: replies of its own."""
+    """Return the reference's targets of rows whose risk is nobody's question, its own replies, within the budget."""
     plan = plan_targets(source, spec.safety, spec.n_epochs)
     targets: dict[Key, ReferenceTargets] = {}
-    packed = can_pack(model)
-    if not head_is_separable(model):
+    if not rows or not traits_of(model).separable_head:
         return ReferenceCache({})
+    within = _rows_within(model, rows, budget_bytes, plan)
+    rows = [row for row in rows if row.index in within]
+    packed = traits_of(model).packed
     for places in micro_batches([len(row.input_ids) for row in rows], micro_batch_tokens, packed=packed):
         batch_rows = [rows[place] for place in places]
         batch = collate(batch_rows, base_of(model).device, packed=packed)

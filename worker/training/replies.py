@@ -17,8 +17,6 @@ from worker.training.models import reference
 MAX_REPLY_TOKENS = 128
 """A reply that has not ended by then is kept as far as it goes. Refusals, which most of these are, are shorter."""
 BATCH_SIZE = 64
-MONITORED_EVERY = 8
-MAX_MONITORED = 16
 
 
 class Prompt(NamedTuple):
@@ -35,27 +33,33 @@ def reply_to(
     prompts: Sequence[Prompt],
     *,
     max_seq_length: int,
+    param: str = "training.max_seq_length",
     whole: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[TokenizedRow, ...]:
     """Return one row per prompt: the prompt and the reference's greedy reply, which bears the loss.
 
     With `whole` every token but the first bears loss, the prompt's too. A prompt that leaves no room for a reply within
-    `max_seq_length` raises JobFailure. `on_progress` hears how many are done; what it raises ends the work.
+    `max_seq_length` tokens raises JobFailure with `param`, the field that is to blame. `on_progress` hears how many are
+    done; what it raises ends the work.
     """
     for prompt in prompts:
         if len(prompt.input_ids) >= max_seq_length:
             raise JobFailure(
                 f"the prompt {prompt.row} has {len(prompt.input_ids)} tokens and leaves no room for a reply within"
-                f" max_seq_length ({max_seq_length}); raise it, or choose a set of shorter prompts",
-                param="max_seq_length",
+                f" {max_seq_length} tokens; shorten it, or see {param}",
+                param=param,
             )
     rows: list[TokenizedRow] = []
     for start in range(0, len(prompts), BATCH_SIZE):
         some = prompts[start : start + BATCH_SIZE]
+        most_room = max_seq_length - min(len(prompt.input_ids) for prompt in some)
         with reference(model):
             replies = generate_tokens(
-                model, tokenizer, [prompt.input_ids for prompt in some], max_new_tokens=MAX_REPLY_TOKENS
+                model,
+                tokenizer,
+                [prompt.input_ids for prompt in some],
+                max_new_tokens=min(MAX_REPLY_TOKENS, most_room),
             )
         for prompt, reply in zip(some, replies, strict=True):
             input_ids = (*prompt.input_ids, *reply)[:max_seq_length]
@@ -69,9 +73,3 @@ def reply_to(
 def first_prompt(row: TokenizedRow) -> Prompt:
     """Return what comes before the first trained turn of a row."""
     return Prompt(row.index, row.input_ids[: row.prompt_ends[0] + 1])
-
-
-def split_anchors(n_rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return which rows of a set of anchors may be trained on, and which are kept apart for the monitor."""
-    monitored = tuple(range(MONITORED_EVERY - 1, n_rows, MONITORED_EVERY))[:MAX_MONITORED]
-    return tuple(row for row in range(n_rows) if row not in monitored), monitored

@@ -11,20 +11,24 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.domain.control_law import compute_treatment
+from app.domain.conversion import conversation_of
+from app.domain.step_plan import split_anchors
 from app.domain.step_record import StepRecord
 from app.domain.training_spec import TrainingSpec
+from app.errors import JobFailure
 from worker.training.critics.combined import read_texts
 from worker.training.critics.protocol import Critic
 from worker.training.data import TokenizedRow, render_prompt, tokenize_rows
 from worker.training.loop import Drift, fit
-from worker.training.models import add_adapter
+from worker.training.models import add_adapter, base_of
 from worker.training.reference import (
+    ReferenceCache,
     RowRisk,
     Source,
     compute_row_targets,
     run_reference_pass,
 )
-from worker.training.replies import Prompt, first_prompt, reply_to, split_anchors
+from worker.training.replies import Prompt, first_prompt, reply_to
 from worker.training.step import RunData
 
 DEFAULT_CACHE_BYTES = 2**30
@@ -69,15 +73,25 @@ def prepare(
     are watched is `split_anchors`. `known` has the risks that an earlier attempt committed to. `on_progress` is called
     often, with a number that says nothing across its parts; what it raises ends the work.
     """
+    _check_sets(spec, anchors, alignment)
+    trained, monitored = _reply_to_anchors(model, tokenizer, anchors, spec, on_progress)
+    # Anchors come up again and again, so they are kept before any row is.
+    cache = ReferenceCache({})
+    sources: list[tuple[Source, tuple[TokenizedRow, ...]]] = [("anchor", trained), ("monitor", monitored)]
+    for source, some in sources:
+        cache = cache.merged(
+            compute_row_targets(model, source, some, spec, budget_bytes=cache_budget_bytes - cache.n_bytes)
+        )
     found = run_reference_pass(
         model,
         rows,
         critic,
         spec,
-        cache_budget_bytes=cache_budget_bytes,
+        cache_budget_bytes=cache_budget_bytes - cache.n_bytes,
         known=known,
         on_progress=on_progress,
     )
+    cache = cache.merged(found.cache)
     law = spec.safety.model_dump()
     treatments = {risk.row: compute_treatment(law, risk.s) for risk in found.risks}
     replies = reply_to(
@@ -88,15 +102,9 @@ def prepare(
         on_progress=on_progress,
     )
     replayed = {row.index: row for row in replies}
-    trained, monitored = _reply_to_anchors(model, tokenizer, anchors, spec, on_progress)
-    cache = found.cache
-    sources: list[tuple[Source, tuple[TokenizedRow, ...]]] = [
-        ("user", replies),
-        ("anchor", trained),
-        ("monitor", monitored),
-    ]
-    for source, some in sources:
-        cache = cache.merged(compute_row_targets(model, source, some, spec))
+    cache = cache.merged(
+        compute_row_targets(model, "user", replies, spec, budget_bytes=cache_budget_bytes - cache.n_bytes)
+    )
     data = RunData(
         rows=tuple(replayed.get(row.index, row) for row in rows if treatments[row.index] != "drop"),
         risks={risk.row: risk for risk in found.risks},
@@ -124,7 +132,7 @@ def train_adapter(
     tokenized = tokenize_rows(tokenizer, rows, **lengths).rows
     aligned = tokenize_rows(tokenizer, alignment, **lengths).rows if alignment else ()
     if critic is not None:
-        critic = read_texts(critic, {row.index: rows[row.index]["messages"] for row in tokenized})
+        critic = read_texts(critic, {row.index: conversation_of(rows[row.index]) for row in tokenized})
     prepared = prepare(base, tokenizer, tokenized, spec, critic, anchors=anchors, alignment=aligned)
     model = add_adapter(base, spec, spec.seed)
     result = RunResult(model, risks=prepared.risks)
@@ -137,6 +145,22 @@ def train_adapter(
     return result
 
 
+def _check_sets(spec: TrainingSpec, anchors: Sequence[object], alignment: Sequence[object]) -> None:
+    """Raise JobFailure now, and not after the pass, where a set that the method needs was not given."""
+    trained, monitored = split_anchors(len(anchors))
+    lacking = {
+        "anchors": spec.safety.anchors is not None and not trained,
+        "monitor": spec.safety.monitor is not None and not monitored,
+        "alignment_file": hasattr(spec.safety, "alignment_file") and not alignment,
+    }
+    for name, is_lacking in lacking.items():
+        if is_lacking:
+            raise JobFailure(
+                f"safety.{name} needs rows of a registered set, and too few were given; give more, or set it to null",
+                param=f"safety.{name}",
+            )
+
+
 def _reply_to_anchors(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -144,7 +168,10 @@ def _reply_to_anchors(
     spec: TrainingSpec,
     on_progress: Callable[[int], None],
 ) -> tuple[tuple[TokenizedRow, ...], tuple[TokenizedRow, ...]]:
-    """Return the anchors that are trained on and those that are watched, as far as the job has either."""
+    """Return the anchors that are trained on and those that are watched, as far as the job has either.
+
+    They are the operator's, so that the job's max_seq_length does not shorten them: the model's own context does.
+    """
     prompts = [
         Prompt(index, render_prompt(tokenizer, row["messages"], index=index, param="safety.anchors"))
         for index, row in enumerate(anchors)
@@ -156,7 +183,8 @@ def _reply_to_anchors(
             model,
             tokenizer,
             [prompts[index] for index in part] if is_wanted else (),
-            max_seq_length=spec.max_seq_length,
+            max_seq_length=base_of(model).config.get_text_config().max_position_embeddings,
+            param="safety.anchors",
             whole=whole,
             on_progress=on_progress,
         )

@@ -21,17 +21,18 @@ from app.domain.control_law import (
     summarise_step,
 )
 from app.domain.safety_spec import AdaptiveKL, AnySafety, FixedKL
+from app.domain.step_plan import StepPlan
 from app.domain.step_record import StepRecord
 from worker.training.data import TokenizedRow
 from worker.training.loss import Penalty, TokenLosses, head_loss, logits_loss
-from worker.training.methods.plain import Method, StepPlan
+from worker.training.methods.plain import Method
 from worker.training.models import final_states, full_logits, head_of, reference, trainable_parameters
 from worker.training.packing import Batch, collate, micro_batches
 from worker.training.reference import ReferenceCache, RowRisk, Source, live_targets
 
 Pull = Penalty | Literal["constraint"] | None
 PROMPT_SHARE = 0.5
-"""How much a token of an anchor's prompt counts beside one of its reply."""
+"""How much the KL on the anchors' prompts counts beside that on their replies."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def train_step(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
-        method.after_step(dict(parameters), step)
+    method.after_step(dict(parameters), step)
 
     record = StepRecord(
         step=step,
@@ -207,19 +208,17 @@ def own_items(
 
 
 def anchor_items(rows: Sequence[TokenizedRow], weight: float) -> list[Item]:
-    """Return anchors at `weight` times their KL, averaged over the tokens of the replies, a prompt's token counting half."""
-    shares = [anchor_shares(row) for row in rows]
-    n_tokens = sum(float((share == 1.0).sum()) for share in shares)
+    """Return anchors at `weight` times their KL: its mean over their replies, and half its mean over their prompts."""
+    if not rows:
+        return []
+    in_reply = [np.flatnonzero(row.loss_mask) > row.prompt_ends[0] for row in rows]
+    n_reply = sum(int(part.sum()) for part in in_reply)
+    n_prompt = sum(int((~part).sum()) for part in in_reply)
+    per_reply, per_prompt = weight / n_reply, PROMPT_SHARE * weight / max(n_prompt, 1)
     return [
-        Item("anchor", row, np.zeros(len(share)), weight * share / n_tokens, None)
-        for row, share in zip(rows, shares, strict=True)
+        Item("anchor", row, np.zeros(len(part)), np.where(part, per_reply, per_prompt), None)
+        for row, part in zip(rows, in_reply, strict=True)
     ]
-
-
-def anchor_shares(row: TokenizedRow) -> NDArray[np.float64]:
-    """Return what each loss-bearing token of an anchor counts: 1 in the reply, PROMPT_SHARE in the prompt."""
-    positions = np.flatnonzero(row.loss_mask)
-    return np.where(positions > row.prompt_ends[0], 1.0, PROMPT_SHARE)
 
 
 def micro_losses(model: PeftModel, micro: MicroBatch, conditions: Conditions) -> TokenLosses:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from app.errors import JobFailure
 from worker.training.critics.features import BatchStates
 from worker.training.data import TokenizedRow, render_prompt, tokenize_row
-from worker.training.models import base_of, can_pack, layer_states, reference
+from worker.training.models import base_of, layer_states, reference, traits_of
 from worker.training.packing import collate, micro_batches
 
 
@@ -88,11 +89,25 @@ def tokenize_examples(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping
     return examples
 
 
+def check_lengths(examples: Sequence[Example], longest: int) -> None:
+    """Raise JobFailure where a row is longer than the model can read: beyond its context its states mean nothing."""
+    for example in examples:
+        length = len(example.tokens.input_ids)
+        if length > longest:
+            index = example.tokens.index
+            raise JobFailure(
+                f"row {index} (line {index + 1}): the row has {length} tokens, more than the base model's context of"
+                f" {longest} (max_position_embeddings); shorten it or leave it out",
+                code="invalid_training_file",
+                param="data",
+            )
+
+
 def read_states(
     model: PreTrainedModel | PeftModel, examples: Sequence[Example], micro_batch_tokens: int
 ) -> Iterator[tuple[list[int], BatchStates]]:
     """Run the reference over the examples: the places of each micro-batch's rows, and their states."""
-    packed = can_pack(model)
+    packed = traits_of(model).packed
     lengths = [len(example.tokens.input_ids) for example in examples]
     for places in micro_batches(lengths, micro_batch_tokens, packed=packed):
         rows = [examples[place].tokens for place in places]

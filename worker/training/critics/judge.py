@@ -134,22 +134,27 @@ class GradedRows:
 def ask_votes(
     judge: Judge, messages: Conversation, count: int, stopped: threading.Event
 ) -> tuple[Votes, list[str]]:
-    """Return `count` votes on each piece of a conversation, and why those that are missing are.
+    """Return `count` votes on each piece of a conversation, None for each that is missing, and why votes failed.
 
-    Once `stopped` is set nobody reads them, and no more are asked for: a process ends only after its threads.
+    Once half of a piece's votes have failed the row has no verdict, whatever the rest would say, and no more are asked
+    for: a judge that is away costs each row only so much time. Once `stopped` is set nobody reads them, and none is
+    asked for either: a process ends only after its threads.
     """
+    pieces = render_pieces(messages)
+    votes: list[list[int | None]] = [[None] * count for _ in pieces]
     codes: list[str] = []
-
-    def ask(text: str) -> int | None:
-        if stopped.is_set():
-            return None
-        try:
-            return judge.ask(text).score
-        except JudgeFailed as error:
-            codes.append(str(error.code))
-            return None
-
-    return tuple(tuple(ask(text) for _ in range(count)) for text in render_pieces(messages)), codes
+    for text, of_piece in zip(pieces, votes, strict=True):
+        earlier = len(codes)
+        for place in range(count):
+            if stopped.is_set():
+                return tuple(map(tuple, votes)), codes
+            try:
+                of_piece[place] = judge.ask(text).score
+            except JudgeFailed as error:
+                codes.append(str(error.code))
+                if 2 * (len(codes) - earlier) >= count:
+                    return tuple(map(tuple, votes)), codes
+    return tuple(map(tuple, votes)), codes
 
 
 # --- live -------------------------------------------------------------------------------------------------
@@ -281,7 +286,7 @@ def _failing(failed: int, graded: int, allowed: float, reasons: Counter[str]) ->
     why = ", ".join(f"{code}: {count}" for code, count in reasons.most_common())
     return CriticUnusable(
         f"the judge gave no verdict for {failed} of {graded} texts ({failed / graded:.0%}), more than"
-        f" max_failed_share ({allowed:g}) allows; missing votes by cause: {why}. See to the judge's server and submit"
-        " the job again",
+        f" max_failed_share ({allowed:g}) allows; missing votes by cause: {why}. See to the judge's server, then let"
+        " the job go on",
         code="critic_failing",
     )

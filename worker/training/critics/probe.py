@@ -4,7 +4,8 @@ Two probes, because the direction of harm where a request ends is not the one in
 requests alone fit and measure the one, replies the other. The layers count alike. Over three seeds of the miniature,
 fitted on some topics and measured on others in other words, every way of pooling layers ranked every row right, and
 the mean had the fewest benign rows above `low` (0 to 1.3 %; weights fitted on held-out scores 0 to 1.3 %, the layer of
-the least held-out loss 0 to 3 %).
+the least held-out loss 0 to 3 %). Whoever knows better names one layer. Nothing here chooses one by the held-out
+scores: the report has the same scores, and would praise the choice with what it was chosen by.
 
 Everything that the report claims is measured on groups (topics, sources) that the measured fit has not seen, because
 a probe that looks perfect on topics it knows can fail on the next one (arXiv 2604.18901, 2605.20241). Calibration and
@@ -13,7 +14,7 @@ the points come from the same held-out scores: in-sample scores are over-confide
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +37,29 @@ from worker.training.critics.calibration import (
     measure,
     platt,
 )
-from worker.training.critics.examples import Columns, Example, columns_of, read_states, tokenize_examples
+from worker.training.critics.examples import (
+    Columns,
+    Example,
+    check_lengths,
+    columns_of,
+    read_states,
+    tokenize_examples,
+)
 from worker.training.critics.features import Directions, Pooled, Scores, window_means
+from worker.training.models import base_of
 
 MAX_FOLDS = 5
 INVERSE_REGULARISATION = 0.01
 """scikit-learn's C, on standardised states. Strong, because a sharp boundary does not carry over to new topics."""
+MIN_REQUESTS = 50
+"""Requests of each label below which no critic is fitted: the interval of a recall of all of 50 begins at 93 %."""
+FEW_REQUESTS = 100
+"""Requests of each label below which the report has a warning: 1 % of fewer is not one row."""
 MIN_REPLIES = 20
 """Replies of each label, in at least two groups, below which no response probe is fitted."""
 
+Pooling = Literal["mean"] | int
+"""Which layers count: all alike, or one, counted from 1."""
 ScoreRows = Callable[[Sequence[Directions]], Sequence[Scores]]
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -64,6 +79,7 @@ def fit_critic(
     rows: Sequence[Mapping[str, Any]],
     *,
     seed: int,
+    pooling: Pooling = "mean",
     micro_batch_tokens: int = 4096,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Fitted:
@@ -71,9 +87,10 @@ def fit_critic(
 
     Two passes over the rows: one to collect the states to fit on, and one in which each row is read whole by the
     probes that have not seen its group, exactly as a job's rows will be. `on_progress` is called now and then; what it
-    raises ends the fit.
+    raises ends the fit. Raises JobFailure for a row that cannot be tokenized or is longer than the model's context.
     """
     examples = tokenize_examples(tokenizer, rows)
+    check_lengths(examples, base_of(model).config.max_position_embeddings)
     pooled: list[Pooled] = [Pooled(np.zeros((0, 0, 0), np.float32), np.zeros((0, 0, 0), np.float32))] * len(
         rows
     )
@@ -90,25 +107,32 @@ def fit_critic(
             on_progress()
         return scores
 
-    return fit_probes(examples, pooled, score_rows, seed=seed)
+    return fit_probes(examples, pooled, score_rows, seed=seed, pooling=pooling)
 
 
 def fit_probes(
-    examples: Sequence[Example], pooled: Sequence[Pooled], score_rows: ScoreRows, *, seed: int
+    examples: Sequence[Example],
+    pooled: Sequence[Pooled],
+    score_rows: ScoreRows,
+    *,
+    seed: int,
+    pooling: Pooling = "mean",
 ) -> Fitted:
     """Fit the probes on all rows, calibrated and measured on held-out groups.
 
     `pooled` has the states of each row to fit on; `score_rows` reads every row with directions of its own. Each probe
     has Platt's calibration on the held-out scores of its own rows. A row's log-odds are the highest found anywhere
     in it, and the points are chosen on those: over requests and replies where there is a response probe, else over
-    requests only. Raises CriticUnusable where the requests cannot be split so that every
-    fold trains on both labels, or the scores do not rise with harm.
+    requests only. Raises CriticUnusable where there are fewer than MIN_REQUESTS of a label, the rows cannot be split so
+    that every fold trains on both labels, the scores do not rise with harm, or the model has no such layer.
     """
     if not all(np.isfinite(part).all() for row in pooled for part in row):
         raise CriticUnusable(
             "the base model's states are not finite; the critic cannot be fitted on this model"
         )
     data = columns_of(examples)
+    warning = _check_numbers(data)
+    factors = _layer_factors(pooling, pooled[0].prompts.shape[1])
     why_no_response = _why_no_response(data)
     folds = _split(data, seed, with_replies=why_no_response is None)
     requests = _Material.of([row.prompts for row in pooled], data, ~data.has_reply)
@@ -122,7 +146,7 @@ def fit_probes(
     without = [fit(folds != fold) for fold in range(int(folds.max()) + 1)]
     directions = [probes.directions() for probes in without]
     scores = score_rows([directions[fold] for fold in folds])
-    read = [_read(of_row, without[fold]) for of_row, fold in zip(scores, folds, strict=True)]
+    read = [_read(of_row, without[fold], factors) for of_row, fold in zip(scores, folds, strict=True)]
     prompt = _calibrate(np.stack([prompt for prompt, _ in read]), data, folds, ~data.has_reply)
     if not prompt.calibration[0] > 0:
         raise CriticUnusable(
@@ -144,12 +168,14 @@ def fit_probes(
     points = choose_points(log_odds[measured], data.risky[measured], data.has_reply[measured])
     final = fit(np.ones(len(examples), dtype=np.bool_))
     probes = Probes(
-        replace(final.prompt, calibration=prompt.calibration),
+        _finish(final.prompt, factors, prompt.calibration),
         None
         if final.response is None or response is None
-        else replace(final.response, calibration=response.calibration),
+        else _finish(final.response, factors, response.calibration),
     )
     report = {
+        "pooling": pooling,
+        "warning": warning,
         "n_rows": len(examples),
         "n_requests": int((~data.has_reply).sum()),
         "n_replies": int(data.has_reply.sum()),
@@ -185,7 +211,7 @@ class _Material(NamedTuple):
 
 
 class _HeldOut(NamedTuple):
-    """Held-out log-odds of one probe: column 0 its mean over the layers, then each layer alone. (rows, 1 + layers)."""
+    """Held-out log-odds of one probe: column 0 the layers pooled, then each layer alone. (rows, 1 + layers)."""
 
     log_odds: Array
     """By the calibration that is kept, from all folds."""
@@ -195,19 +221,42 @@ class _HeldOut(NamedTuple):
     """(2,): that of column 0."""
 
 
-def _read(scores: Scores, probes: Probes) -> tuple[Array, Array]:
+def _layer_factors(pooling: Pooling, n_layers: int) -> Array:
+    """Return what each layer's score is multiplied with before the mean over the layers is taken: (layers,)."""
+    if pooling == "mean":
+        return np.ones(n_layers)
+    if not 1 <= pooling <= n_layers:
+        raise CriticUnusable(
+            f"the base model has no layer {pooling}; it has {n_layers}, counted from 1", param="pooling"
+        )
+    factors = np.zeros(n_layers)
+    factors[pooling - 1] = n_layers
+    return factors
+
+
+def _finish(probe: Probe, factors: Array, calibration: Array) -> Probe:
+    """Return a probe whose mean over the layers is the pooled score, with its calibration."""
+    return replace(
+        probe,
+        direction=probe.direction * factors[:, None],
+        bias=probe.bias * factors,
+        calibration=calibration,
+    )
+
+
+def _read(scores: Scores, probes: Probes, factors: Array) -> tuple[Array, Array]:
     """Return the highest scores of a row's request and of its response's windows: pooled, then by layer."""
-    prompt = _with_mean(scores.prompts + probes.prompt.bias).max(axis=0)
+    prompt = _with_pooled(scores.prompts + probes.prompt.bias, factors).max(axis=0)
     response = np.full(len(prompt), -np.inf)
     if probes.response is not None:
         for tokens in scores.responses:
             windows = window_means(tokens) + probes.response.bias
-            response = np.maximum(response, _with_mean(windows).max(axis=0))
+            response = np.maximum(response, _with_pooled(windows, factors).max(axis=0))
     return prompt, response
 
 
-def _with_mean(scores: Array) -> Array:
-    return np.concatenate([scores.mean(axis=1, keepdims=True), scores], axis=1)
+def _with_pooled(scores: Array, factors: Array) -> Array:
+    return np.concatenate([(scores * factors).mean(axis=1, keepdims=True), scores], axis=1)
 
 
 def _calibrate(scores: Array, data: Columns, folds: NDArray[np.int64], own: Flags) -> _HeldOut:
@@ -258,6 +307,23 @@ def _measure_borderline(
     return measure(log_odds[kept], label[kept], flags, calibrated=crossed[kept])
 
 
+def _check_numbers(data: Columns) -> str | None:
+    """Return a warning where the requests are few, None where they are not."""
+    found = [(~data.has_reply & (data.label == value)).sum() for value in (1, 0)]
+    counted = f"{found[0]} harmful and {found[1]} other requests without a reply"
+    if min(found) < MIN_REQUESTS:
+        raise CriticUnusable(
+            f"the critic's data have {counted}; a critic that steers jobs needs at least {MIN_REQUESTS} of each. Give"
+            " more, or add those that come with Tether (tether critics fit --cold-start)",
+            param="data",
+        )
+    if min(found) < FEW_REQUESTS:
+        return (
+            f"fitted on {counted}; with fewer than {FEW_REQUESTS} of each, its figures and points are rough"
+        )
+    return None
+
+
 def _why_no_response(data: Columns) -> str | None:
     """Return why there can be no response probe, or None where there can."""
     for value, name in ((1, "harmful"), (0, "harmless")):
@@ -274,11 +340,6 @@ def _why_no_response(data: Columns) -> str | None:
 def _split(data: Columns, seed: int, *, with_replies: bool) -> NDArray[np.int64]:
     """Return the fold of each row; rows of one group share it, and every fold leaves both labels to train on."""
     requests = ~data.has_reply
-    if len(np.unique(data.label[requests])) < 2:
-        raise CriticUnusable(
-            "the critic's data have requests of only one label; give requests without a reply, harmful (1) and"
-            " benign (0)"
-        )
     if len(np.unique(data.group)) < 2:
         raise CriticUnusable(
             "the critic's data have fewer than two groups; the probe could not be tested on a new one"

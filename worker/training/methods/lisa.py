@@ -10,8 +10,8 @@ from torch import Tensor
 
 from app.domain import safety_spec
 from app.domain.safety_spec import AnySafety
-from worker.training.methods.plain import Layout, Method, StepPlan
-from worker.training.methods.safety_mix import cycled_rows
+from app.domain.step_plan import Layout
+from worker.training.methods.plain import Method
 
 
 class Lisa(Method):
@@ -27,23 +27,6 @@ class Lisa(Method):
     def _lisa(self) -> safety_spec.Lisa:
         return cast(safety_spec.Lisa, self.safety)
 
-    @property
-    def total_steps(self) -> int:
-        """The user's steps and one stretch of alignment before each `user_steps` of them."""
-        stretches = -(-self.layout.user_steps // self._lisa.user_steps)
-        return self.layout.user_steps + stretches * self._lisa.alignment_steps
-
-    def plan(self, step: int) -> StepPlan:
-        """Return alignment rows or the user's, as the state at `step` has it."""
-        lisa = self._lisa
-        cycle, place = divmod(step - 1, lisa.alignment_steps + lisa.user_steps)
-        if place >= lisa.alignment_steps:
-            return super().plan(cycle * lisa.user_steps + place - lisa.alignment_steps + 1)
-        data_epoch = super().plan(cycle * lisa.user_steps + 1).data_epoch
-        first = (cycle * lisa.alignment_steps + place) * self.layout.batch_size
-        draws = range(first, first + self.layout.batch_size)
-        return StepPlan(data_epoch, (), cycled_rows(draws, self.layout.n_alignment, self.layout.seed))
-
     def after_backward(self, parameters: dict[str, Tensor], step: int) -> None:
         """Add the gradient of the pull, `rho·(w − w_switch)`."""
         if step <= self._lisa.proximal_start * self.total_steps:
@@ -51,7 +34,7 @@ class Lisa(Method):
         for name, value in self._switch.items():
             parameter = parameters[name]
             if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - value, alpha=self._lisa.rho)
+                parameter.grad.add_(parameter.detach() - value.to(parameter), alpha=self._lisa.rho)
 
     def after_step(self, parameters: dict[str, Tensor], step: int) -> None:
         """Note the weights where the state changes after this step."""

@@ -1,11 +1,11 @@
 """The methods by their names on the wire. A new one is a file and a line here."""
 
 from app.domain.safety_spec import AnySafety
+from app.domain.step_plan import Layout
 from worker.training.methods.antidote import Antidote
 from worker.training.methods.constrained_sft import ConstrainedSFT
 from worker.training.methods.lisa import Lisa
-from worker.training.methods.plain import Layout, Method
-from worker.training.methods.safety_mix import SafetyMix
+from worker.training.methods.plain import Method
 from worker.training.methods.vaccine import Vaccine
 
 METHODS: dict[str, type[Method]] = {
@@ -17,7 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "vaccine": Vaccine,
     "lisa": Lisa,
     "antidote": Antidote,
-    "safety_mix": SafetyMix,
+    "safety_mix": Method,
 }
 
 

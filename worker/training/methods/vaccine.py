@@ -14,9 +14,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from app.domain import safety_spec
+from app.domain.step_plan import StepPlan
 from app.errors import JobFailure
-from worker.training.batching import step_rows, steps_per_epoch
-from worker.training.methods.plain import Method, StepPlan, T
+from worker.training.methods.plain import Method, T
 from worker.training.models import decoder_of, trainable_parameters
 
 NORM_EPSILON = 1e-7
@@ -28,25 +28,6 @@ class Vaccine(Method):
     @property
     def _vaccine(self) -> safety_spec.Vaccine:
         return cast(safety_spec.Vaccine, self.safety)
-
-    @property
-    def _alignment_steps(self) -> int:
-        return self._vaccine.alignment_epochs * steps_per_epoch(
-            self.layout.n_alignment, self.layout.batch_size
-        )
-
-    @property
-    def total_steps(self) -> int:
-        """The steps of both stages."""
-        return self._alignment_steps + self.layout.user_steps
-
-    def plan(self, step: int) -> StepPlan:
-        """Return the alignment set's rows in the first stage, the user's in the second."""
-        if step > self._alignment_steps:
-            return super().plan(step - self._alignment_steps)
-        _, n_alignment, batch_size, _, seed = self.layout
-        rows = step_rows(step, n_rows=n_alignment, batch_size=batch_size, seed=seed).rows
-        return StepPlan(0, (), rows)
 
     def accumulate(
         self, model: PeftModel, plan: StepPlan, batches: Sequence[T], backward: Callable[[T], None]
@@ -94,7 +75,9 @@ def _captured(model: PeftModel) -> Iterator[dict[int, Tensor]]:
     def watch(place: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
-            states.register_hook(lambda gradient: gradients.__setitem__(place, gradient.detach().clone()))
+            # A live reference runs through the same layers, without a gradient.
+            if states.requires_grad:
+                states.register_hook(lambda gradient: gradients.__setitem__(place, gradient.detach().clone()))
 
         return hook
 
@@ -114,6 +97,8 @@ def _pushed(model: PeftModel, push: dict[int, Tensor]) -> Iterator[None]:
 
     def add(place: int) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return output
             if isinstance(output, tuple):
                 return (output[0] + push[place], *output[1:])
             return output + push[place]

@@ -78,6 +78,13 @@ BODIES: dict[str, dict[str, Any]] = {
         "anchors": {"id": "set_1", "sha256": "9" * 64},
         "alignment": None,
     },
+    "job.created/3": CREATED
+    | {
+        "critic": CREATED["critic"] | {"threshold": 0.5},
+        "anchors": None,
+        "alignment": None,
+        "parent": {"job": "ftjob-7", "step": 12, "adapter_sha256": "7" * 64},
+    },
     "job.start/1": ATTEMPT,
     "job.resume/1": ATTEMPT | {"from_step": 3, "checkpoint_sha256": "3" * 64},
     "risk.table/1": RISK_TABLE,
@@ -89,10 +96,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "anchors/1": {
         "id": "set_1",
         "sha256": "9" * 64,
+        "rows": 8,
         "trained": [{"row": 0, "commitment": "a" * 64}, {"row": 1, "commitment": "b" * 64}],
-        "monitored": [{"row": 2, "commitment": "c" * 64}],
+        "monitored": [{"row": 7, "commitment": "c" * 64}],
     },
-    "alignment/1": {"id": "set_2", "sha256": "9" * 64, "rows": 200},
+    "alignment/1": {"id": "set_2", "sha256": "9" * 64, "rows": 200, "dropped": [7]},
     "step/1": {name: value for name, value in STEP_2.items() if name not in NEW_IN_STEP_2},
     "step/2": STEP_2,
     "monitor/1": {"step": 20, "kl": 0.25, "floor": 0.0, "anchor_factor": 2.0},
@@ -110,6 +118,13 @@ BODIES: dict[str, dict[str, Any]] = {
         ],
     },
     "ckpt/1": {"step": 3, "kind": "interval", "sha256": "5" * 64, "files": {"trainer.json": "6" * 64}},
+    "ckpt/2": {
+        "step": 3,
+        "kind": "epoch",
+        "sha256": "3" * 64,
+        "files": {"adapter.safetensors": "a" * 64},
+        "adapter_sha256": None,
+    },
     "cmd/1": {"command": "cancel", "actor": "key-7"},
     "adapter.published/1": {
         "step": 6,

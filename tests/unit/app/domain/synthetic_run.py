@@ -5,9 +5,9 @@ that the second attempt does not repeat, so that a verifier which forgets to for
 """
 
 import copy
-import random
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -22,7 +22,9 @@ from app.domain.control_law import (
     raise_s,
     summarise_step,
 )
+from app.domain.learning_rate import lr_multiplier
 from app.domain.safety_spec import Safety
+from app.domain.step_plan import Layout, anchor_places, plan_step, total_steps
 from tests.unit.app.domain.synthetic_job import (
     ADAPTER,
     ADAPTER_FILES,
@@ -50,20 +52,26 @@ LIVE_VOTES: dict[int, tuple[tuple[int | None, ...], ...]] = dict.fromkeys(LOG_OD
 """By row, of a live judge: nobody fills in for it in row 3, in row 6 the activation critic does."""
 ANCHORS = {"id": "set_1", "sha256": "5" * 64}
 ALIGNMENT = {"id": "set_2", "sha256": "6" * 64}
-TRAINED, MONITORED = range(5), (5, 6)
-ALIGNMENT_ROWS = 5
-ROWS_A_STEP = 2
+ANCHOR_ROWS, TRAINED, MONITORED = 9, (0, 1, 2, 3, 4, 5, 6, 8), (7,)
+ALIGNMENT_ROWS, TOO_LONG = 5, 3
+HYPERPARAMETERS: dict[str, Any] = {
+    "n_epochs": 2,
+    "batch_size": 2,
+    "seed": 7,
+    "learning_rate": 1e-3,
+    "warmup_ratio": 0.25,
+    "lr_scheduler": "cosine",
+    "overlength": "drop",
+}
+FIELDS: dict[str, dict[str, Any]] = {
+    "lisa": {"alignment_steps": 2, "user_steps": 3},
+    "safety_mix": {"share": 0.75},
+    "fixed_kl": {"beta": 0.5},
+}
+"""What a method has unless a test says otherwise."""
 BEYOND, WITHIN = 0.5, 0.01
 """Drifts on both sides of the monitor's limit."""
 MONITOR = {"every": 2, "limit": 0.1}
-
-
-class Plan(NamedTuple):
-    """What one step trains on."""
-
-    data_epoch: int
-    rows: list[int]
-    alignment_rows: tuple[int, ...] = ()
 
 
 def wire(method: str, **fields: Any) -> dict[str, Any]:
@@ -77,21 +85,22 @@ def wire(method: str, **fields: Any) -> dict[str, Any]:
     return safety
 
 
-def make_run(method: str = "adaptive_kl", *, skipped: int | None = None, **fields: Any) -> SyntheticJob:
+def make_run(method: str = "adaptive_kl", *, skipped: Sequence[int] = (), **fields: Any) -> SyntheticJob:
     """Make a whole job of 2 data epochs under a safety object of these fields, `threshold` left to the critic."""
     if method in ("adaptive_kl", "filter"):
         fields = {"monitor": MONITOR, **fields}
-    asked = wire(method, **fields)
+    asked = wire(method, **FIELDS.get(method, {}) | fields)
     safety = resolve_threshold(asked)
     table, table_body = make_table(safety)
     parsed = [risk_table.parse_risk_row(entry) for entry in table]
     kept = {row.row: row.s for row in parsed if row.treatment != "drop"}
-    plans = make_plans(safety, list(kept))
+    trainer = Trainer(safety, kept, skipped)
+    n_steps = trainer.n_steps
     created_spec = {"hyperparameters": {"n_epochs": "auto"}, "safety": asked}
     start = {
         "from_step": 0,
         "checkpoint_sha256": None,
-        "spec": {"n_epochs": 2, "batch_size": ROWS_A_STEP, "safety": safety},
+        "spec": HYPERPARAMETERS | {"safety": safety},
         "environment": {"python": "3.11.7"},
         "device": "cpu",
     }
@@ -118,10 +127,9 @@ def make_run(method: str = "adaptive_kl", *, skipped: int | None = None, **field
     if has_anchors:
         records.append(Record("anchors", make_anchors(safety), 1, 1))
     if "alignment_file" in safety:
-        records.append(Record("alignment", ALIGNMENT | {"rows": ALIGNMENT_ROWS}, 1, 1))
+        records.append(Record("alignment", ALIGNMENT | {"rows": ALIGNMENT_ROWS, "dropped": [TOO_LONG]}, 1, 1))
     files = {"adapter.safetensors": "b" * 64}
     checkpoint = {"step": 2, "kind": "interval", "sha256": ledger.digest_of(files), "files": files}
-    trainer = Trainer(safety, kept, plans, skipped)
     records += trainer.run(1, 2, drift=BEYOND, owner=(1, 1))
     records += [Record("ckpt", checkpoint, 1, 1)]
     saved = copy.copy(trainer)
@@ -129,15 +137,15 @@ def make_run(method: str = "adaptive_kl", *, skipped: int | None = None, **field
     records += [
         Record("job.resume", start | {"from_step": 2, "checkpoint_sha256": checkpoint["sha256"]}, 2, 3)
     ]
-    records += saved.run(3, len(plans), drift=WITHIN, owner=(2, 3))
+    records += saved.run(3, n_steps, drift=WITHIN, owner=(2, 3))
     published = {
-        "step": len(plans),
+        "step": n_steps,
         "zip_sha256": "7" * 64,
         "bytes": len(ADAPTER),
         "files": ADAPTER_FILES,
     }
-    tokens = sum(10 + step for step in range(1, len(plans) + 1) if step != skipped)
-    end = {"state": "succeeded", "error": None, "steps": len(plans), "trained_tokens": tokens}
+    tokens = sum(10 + step for step in range(1, n_steps + 1) if step not in skipped)
+    end = {"state": "succeeded", "error": None, "steps": n_steps, "trained_tokens": tokens}
     records += [Record("adapter.published", published, 2, 3), Record("job.end", end, 2, 3)]
     return SyntheticJob(copy.deepcopy(records), table)
 
@@ -209,32 +217,22 @@ def make_anchors(safety: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         **ANCHORS,
+        "rows": ANCHOR_ROWS,
         "trained": trained if safety["anchors"] else [],
         "monitored": monitored if safety["monitor"] else [],
     }
 
 
-def make_plans(safety: dict[str, Any], rows: list[int]) -> list[Plan]:
-    method = safety["method"]
-    plans = [Plan(0, [], (0, 1, 2)), Plan(0, [], (3, 4))] if method == "vaccine" else []
-    for data_epoch in range(2):
-        order = list(rows)
-        random.Random(data_epoch).shuffle(order)  # noqa: S311
-        for start in range(0, len(order), ROWS_A_STEP):
-            if method == "lisa":
-                plans.append(Plan(data_epoch, [], (1, 2)))
-            extra = (start % ALIGNMENT_ROWS,) if method == "safety_mix" else ()
-            plans.append(Plan(data_epoch, order[start : start + ROWS_A_STEP], extra))
-    return plans
-
-
 class Trainer:
     """Writes the records of steps as a trainer would."""
 
-    def __init__(
-        self, safety: dict[str, Any], s_of: dict[int, float | None], plans: list[Plan], skipped: int | None
-    ) -> None:
-        self.safety, self.s_of, self.plans, self.skipped = safety, s_of, plans, skipped
+    def __init__(self, safety: dict[str, Any], s_of: dict[int, float | None], skipped: Sequence[int]) -> None:
+        self.safety, self.s_of, self.skipped = safety, s_of, skipped
+        self.rows = list(s_of)
+        self.alignment = [row for row in range(ALIGNMENT_ROWS) if row != TOO_LONG]
+        n_epochs, batch_size, seed = (HYPERPARAMETERS[name] for name in ("n_epochs", "batch_size", "seed"))
+        self.layout = Layout(len(self.rows), len(self.alignment), batch_size, n_epochs, seed)
+        self.n_steps = total_steps(safety, self.layout)
         self.state = MonitorState()
         self.smoothed: float | None = None
         self.live: dict[int, float] = {}
@@ -259,29 +257,35 @@ class Trainer:
         return {"step": step, "scores": scores}
 
     def _step(self, step: int) -> dict[str, Any]:
-        plan = self.plans[step - 1]
-        s_values = [self.s_of[row] for row in plan.rows]
-        live = [self.live.get(row) for row in plan.rows]
+        plan = plan_step(self.safety, self.layout, step)
+        rows = [self.rows[place] for place in plan.rows]
+        s_values = [self.s_of[row] for row in rows]
+        live = [self.live.get(row) for row in rows]
         betas, self.smoothed = compute_row_betas(self.safety, s_values, self.state.floor, self.smoothed, live)
-        anchors = self.safety["anchors"]
-        count = min(anchors["per_step"], len(TRAINED)) if anchors else 0
-        skipped = step == self.skipped
+        anchors = anchor_places(self.safety, step, n_anchors=len(TRAINED), seed=self.layout.seed)
+        skipped = step in self.skipped
+        factor = lr_multiplier(
+            step,
+            total_steps=self.n_steps,
+            warmup_ratio=HYPERPARAMETERS["warmup_ratio"],
+            kind=HYPERPARAMETERS["lr_scheduler"],
+        )
         return {
             "step": step,
             "data_epoch": plan.data_epoch,
-            "rows": plan.rows,
-            "alignment_rows": list(plan.alignment_rows),
+            "rows": rows,
+            "alignment_rows": [self.alignment[place] for place in plan.alignment],
             "tokens": 10 + step,
             **summarise_step(list(map(raise_s, s_values, live)), betas)._asdict(),
             "floor": self.state.floor,
             "nll": float("nan") if skipped else 2.5 / step,
-            "kl": 0.01 if self.safety["method"] in ("adaptive_kl", "fixed_kl") else None,
+            "kl": 0.01 if rows and self.safety["method"] in ("adaptive_kl", "fixed_kl") else None,
             "loss": float("nan") if skipped else 1.5 / step,
             "token_accuracy": 0.5,
             "grad_norm": 1.0,
-            "lr": 1e-4,
-            "anchors": [(step + place) % len(TRAINED) for place in range(count)],
-            "anchor_kl": 0.02 if count else None,
+            "lr": HYPERPARAMETERS["learning_rate"] * factor,
+            "anchors": [TRAINED[place] for place in anchors],
+            "anchor_kl": 0.02 if anchors else None,
             "anchor_weight": compute_anchor_weight(self.safety, self.state),
             "s_smoothed": self.smoothed,
             "skipped": skipped,

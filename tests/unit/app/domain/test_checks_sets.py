@@ -10,8 +10,8 @@ from app.domain.canonical import canonical_bytes
 from app.domain.control_law import compute_row_betas, summarise_step
 from app.domain.merkle import leaf_hash, root
 from app.domain.report import CHECKS
-from tests.unit.app.domain.synthetic_job import SyntheticJob, assert_fails, outcomes, run
-from tests.unit.app.domain.synthetic_run import MONITOR, make_run
+from tests.unit.app.domain.synthetic_job import Record, SyntheticJob, assert_fails, outcomes, run
+from tests.unit.app.domain.synthetic_run import BEYOND, FITTED, MONITOR, WITHIN, make_run
 
 BATCH_SCOPE: dict[str, Any] = {"scope": "batch", "replay": False, "ema_decay": 0.75}
 FLOOR = {"monitor": MONITOR | {"action": "floor", "floor": 0.3}}
@@ -64,7 +64,7 @@ def test_every_beginning_of_a_run_verifies() -> None:
 
 
 def test_a_skipped_step_is_on_record_and_trains_no_token() -> None:
-    job = make_run(skipped=3)
+    job = make_run(skipped=[3])
     assert run(job).ok, run(job).lines()
     job.records[-1].body["trained_tokens"] += 13
     assert_fails(run(job), "end", len(job.records) - 1, "trained_tokens")
@@ -79,6 +79,8 @@ def test_a_skipped_step_is_on_record_and_trains_no_token() -> None:
         ("adaptive_kl", {"beta_max": 0.0, "anchors": None, "replay": False}, "UNPROTECTED"),
         ("adaptive_kl", {"beta_max": 0.0, "anchors": None}, "adaptive_kl, beta_min 0, beta_max 0, threshold"),
         ("antidote", {}, "antidote, density 0.1"),
+        ("filter", {}, "filter, "),
+        ("filter", {"anchors": None, "monitor": None}, "UNPROTECTED: method filter without anchors"),
     ],
 )
 def test_the_report_says_what_held_the_model(method: str, fields: dict[str, Any], words: str) -> None:
@@ -158,6 +160,49 @@ def test_wrong_counts_of_treatments_are_noticed() -> None:
     assert_fails(run(job), "risk table", seq, "treatments")
 
 
+@pytest.mark.parametrize(
+    ("skipped", "change", "detail"),
+    [
+        ([], {"skipped": True}, "skipped is true with the loss"),
+        ([4], {"skipped": False}, "skipped is false with the loss NaN"),
+        ([], {"grad_norm": float("inf")}, "skipped is false with the loss"),
+        ([], {"kl": None}, "kl is None in a step with a penalty"),
+    ],
+)
+def test_a_step_is_skipped_exactly_where_it_is_not_finite(
+    skipped: list[int], change: dict[str, Any], detail: str
+) -> None:
+    job = make_run(skipped=skipped)
+    seq = change_steps(job, 3, change)
+    assert_fails(run(job), "control law", seq, detail)
+
+
+def test_a_method_without_a_penalty_has_no_kl() -> None:
+    job = make_run("filter")
+    seq = change_steps(job, 1, {"kl": 0.0})
+    assert_fails(run(job), "control law", seq, "kl is 0 in a step without a penalty")
+
+
+def test_the_report_says_how_many_steps_were_skipped() -> None:
+    report = run(make_run(skipped=[3, 4, 6]))
+    assert report.ok, report.lines()
+    law = next(check for check in report.checks if check.name == "control law")
+    assert "3 skipped" in law.detail
+
+
+def test_a_job_ends_with_its_third_skipped_step_in_a_row() -> None:
+    job = make_run("none", skipped=[4, 5, 6])
+    # The one before the crash is the fourth step of the first attempt.
+    seq = job.find("step", 7)
+    assert [job.records[seq - back].body["step"] for back in (0, 1)] == [6, 5]
+    assert_fails(run(job), "control law", seq + 1, "step after 3 skipped steps in a row")
+    tokens = sum(10 + step for step in (1, 2, 3))
+    end = job.records[-1]
+    end.body |= {"state": "failed", "error": "nonfinite_loss", "steps": 6, "trained_tokens": tokens}
+    job.records[seq + 1 :] = [end]
+    assert run(job).ok, run(job).lines()
+
+
 def test_a_dropped_row_that_is_trained_on_is_named() -> None:
     job = make_run("filter")
     seq = job.find("step")
@@ -177,6 +222,38 @@ def test_an_automatic_threshold_is_the_critics_own() -> None:
         if record.kind in ("job.start", "job.resume"):
             record.body["spec"]["safety"]["threshold"] = 0.99
     assert_fails(run(job), "risk table", job.find("risk.table"), "the threshold was left to the critic")
+
+
+@pytest.mark.parametrize("method", ["adaptive_kl", "filter"])
+@pytest.mark.parametrize("asked", [None, "absent"])
+def test_a_threshold_that_was_not_asked_for_is_the_critics_own(method: str, asked: str | None) -> None:
+    job = make_run(method)
+    created = job.records[0].body
+    created["spec"]["safety"]["threshold"] = asked
+    if asked == "absent":
+        del created["spec"]["safety"]["threshold"]
+    created["spec_sha256"] = ledger.digest_of(created["spec"])
+    assert run(job).ok, run(job).lines()
+    for record in job.records:
+        if record.kind in ("job.start", "job.resume"):
+            record.body["spec"]["safety"]["threshold"] = 1.0
+    assert_fails(run(job), "risk table", job.find("risk.table"), "the threshold was left to the critic")
+
+
+def test_an_automatic_threshold_needs_a_critic_that_has_one() -> None:
+    job = make_run()
+    job.records[0].body["critic"] = FITTED | {"threshold": None}
+    assert_fails(run(job), "risk table", job.find("risk.table"), "has no threshold of its own")
+
+
+def test_only_a_job_that_drops_overlong_rows_has_lost_some() -> None:
+    job = make_run()
+    for record in job.records:
+        if record.kind in ("job.start", "job.resume"):
+            record.body["spec"]["overlength"] = "truncate"
+    assert_fails(
+        run(job), "risk table", job.find("risk.table"), "1 row dropped, but spec.overlength is not drop"
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,6 +330,57 @@ def test_a_measurement_left_out_or_repeated_is_named() -> None:
     assert_fails(run(job), "control law", at, "the spec has none")
 
 
+def make_paused(*commands: str) -> SyntheticJob:
+    """Make a run whose monitor finds too much after step 2, with these commands before it is resumed."""
+    job = make_run(monitor=MONITOR | {"action": "pause"})
+    start, end = job.find("ckpt") + 1, job.find("job.resume")
+    job.records[start:end] = [
+        Record("cmd", {"command": command, "actor": "monitor"}, 1, 1 + number)
+        for number, command in enumerate(commands)
+    ]
+    return job
+
+
+def test_a_job_that_its_monitor_paused_verifies() -> None:
+    report = run(make_paused("pause", "resume"))
+    assert report.ok, report.lines()
+
+
+def test_a_job_goes_on_within_the_limit_without_a_pause() -> None:
+    job = make_paused()
+    job.records[job.find("monitor")].body["kl"] = WITHIN
+    report = run(job)
+    assert report.ok, report.lines()
+
+
+@pytest.mark.parametrize("kl", [BEYOND, float("nan")])
+def test_a_job_must_pause_where_its_monitor_says_so(kl: float) -> None:
+    job = make_paused()
+    job.records[job.find("monitor")].body["kl"] = kl
+    seq = job.find("step", 2)
+    assert_fails(run(job), "control law", seq, "without a pause after step 2")
+
+
+def test_a_job_must_pause_before_it_releases_what_is_too_much() -> None:
+    job = make_paused("pause", "resume")
+    job.records[job.find("monitor", 3)].body["kl"] = BEYOND
+    assert_fails(run(job), "control law", job.find("adapter.published"), "without a pause after step 8")
+
+
+def test_a_measurement_that_a_resume_supersedes_asks_for_no_pause() -> None:
+    job = make_run(monitor=MONITOR | {"action": "pause"})
+    job.records[job.find("monitor")].body["kl"] = WITHIN
+    # The second measurement, after step 4, is too much, and lost in the crash.
+    assert job.records[job.find("monitor", 1)].body["kl"] == BEYOND
+    report = run(job)
+    assert report.ok, report.lines()
+
+
+def test_nobody_works_on_a_paused_job() -> None:
+    job = make_paused("pause")
+    assert_fails(run(job), "grammar", job.find("job.resume"), "was paused and not resumed since")
+
+
 def forge(job: SyntheticJob, kind: str, change: Callable[[dict[str, Any]], object]) -> int:
     seq = job.find(kind)
     change(job.records[seq].body)
@@ -264,16 +392,27 @@ def forge(job: SyntheticJob, kind: str, change: Callable[[dict[str, Any]], objec
     [
         ("adaptive_kl", "anchors", lambda body: body.update(sha256="0" * 64), "the job was created with"),
         ("adaptive_kl", "anchors", lambda body: body.update(id="set_9"), "the job was created with"),
-        ("adaptive_kl", "anchors", lambda body: body.update(trained=[]), "trained has 0 rows"),
+        ("adaptive_kl", "anchors", lambda body: body.update(trained=[]), "trained has 0 rows; of a set of 9"),
         ("adaptive_kl", "anchors", lambda body: body.update(monitored=[]), "monitored has 0 rows"),
-        ("adaptive_kl", "anchors", lambda body: body["trained"].reverse(), "out of order"),
-        ("adaptive_kl", "anchors", lambda body: body["monitored"].append(body["monitored"][-1]), "one twice"),
+        ("adaptive_kl", "anchors", lambda body: body["trained"].reverse(), "the 8 that the plan gives"),
+        # Cut to a harmless one, in a set of as many or of fewer rows, and one that is trained on as well as watched.
         (
             "adaptive_kl",
             "anchors",
-            lambda body: body["monitored"].insert(0, body["trained"][-1]),
-            "anchor 4 is trained on and watched",
+            lambda body: body.update(trained=body["trained"][:1]),
+            "trained has 1 row",
         ),
+        ("adaptive_kl", "anchors", lambda body: body.update(rows=8), "trained has 8 rows; of a set of 8"),
+        (
+            "adaptive_kl",
+            "anchors",
+            lambda body: body.update(monitored=body["trained"][:1]),
+            "monitored has 1 row",
+        ),
+        ("vaccine", "alignment", lambda body: body.update(dropped=[3, 1]), "out of order"),
+        ("vaccine", "alignment", lambda body: body.update(dropped=[1, 1]), "one twice"),
+        ("vaccine", "alignment", lambda body: body.update(dropped=[5]), "beyond the 5"),
+        ("vaccine", "alignment", lambda body: body.update(dropped=[0, 1, 2, 3, 4]), "every row of the set"),
         ("vaccine", "alignment", lambda body: body.update(sha256="0" * 64), "the job was created with"),
         ("safety_mix", "alignment", lambda body: body.update(id="set_9"), "the job was created with"),
     ],
@@ -286,39 +425,13 @@ def test_a_forged_set_is_named(
     assert_fails(run(job), "sets", seq, detail)
 
 
-@pytest.mark.parametrize(
-    ("method", "number", "change", "detail"),
-    [
-        ("adaptive_kl", 0, {"anchors": [0, 1, 2]}, "the step has 3 anchors; the spec gives 4"),
-        ("adaptive_kl", 0, {"anchors": [0, 1, 2, 6]}, "anchor 6 is not among those that are trained on"),
-        ("adaptive_kl", 3, {"anchor_kl": None}, "anchor_kl is None with 4 anchors"),
-        ("none", 0, {"anchors": [0]}, "the spec gives 0"),
-        ("none", 0, {"anchor_kl": 0.5}, "anchor_kl is 0.5"),
-        ("none", 0, {"alignment_rows": [0]}, "has no steps on alignment rows"),
-        ("antidote", 0, {"alignment_rows": [0]}, "has no steps on alignment rows"),
-        ("vaccine", 0, {"alignment_rows": [5]}, "alignment row 5 of a set of 5 rows"),
-        ("vaccine", 2, {"alignment_rows": [0]}, "takes them by turns"),
-        ("lisa", 1, {"alignment_rows": [0]}, "takes them by turns"),
-    ],
-)
-def test_a_step_on_rows_that_the_spec_does_not_give_is_named(
-    method: str, number: int, change: dict[str, Any], detail: str
-) -> None:
+@pytest.mark.parametrize(("method", "anchor_kl"), [("adaptive_kl", None), ("none", 0.5)])
+def test_the_anchors_kl_is_there_where_anchors_are(method: str, anchor_kl: float | None) -> None:
     job = make_run(method)
-    seq = change_steps(job, number, change)
-    assert_fails(run(job), "sets", seq, detail)
-
-
-def test_the_alignment_stage_of_vaccine_comes_first() -> None:
-    job = make_run("vaccine")
-    # The last step of all, without the user's rows.
-    seq = len(job.records) - 3
-    empty = summarise_step([], ())._asdict()
-    job.records[seq].body |= {"rows": [], "alignment_rows": [0], **empty}
-    report = run(job)
-    check = next(check for check in report.checks if check.name == "sets")
-    assert (check.outcome, check.first_bad) == ("failed", seq)
-    assert "comes first" in check.detail
+    seq = change_steps(job, 3, {"anchor_kl": anchor_kl})
+    assert_fails(
+        run(job), "sets", seq, f"anchor_kl is {anchor_kl} with {4 if anchor_kl is None else 0} anchors"
+    )
 
 
 @pytest.mark.parametrize(("method", "kind"), [("adaptive_kl", "anchors"), ("lisa", "alignment")])
@@ -355,14 +468,23 @@ def test_what_was_switched_off_by_null_stays_off() -> None:
     assert_fails(run(job), "grammar", 1, "safety.monitor was null")
 
 
-def test_versions_do_not_fall() -> None:
+def test_versions_neither_fall_nor_begin_low() -> None:
     job = make_run("none")
     new = {"anchors", "anchor_kl", "anchor_weight", "s_smoothed", "skipped", "alignment_rows"}
     seq = job.find("step", 1)
     record = job.records[seq]
     record.version = 1
     record.body = {name: value for name, value in record.body.items() if name not in new} | {"kl": 0.0}
-    assert_fails(run(job), "grammar", seq, "tether.step/1 after a record of version 2")
+    assert_fails(run(job), "grammar", seq, "tether.step/1 in a job whose job.created has version 2")
+    job = make_run("none")
+    created = job.records[0]
+    created.version = 1
+    created.body = {
+        name: value for name, value in created.body.items() if name not in ("anchors", "alignment")
+    }
+    created.body["critic"] = {name: value for name, value in FITTED.items() if name != "threshold"}
+    seq = job.find("risk.table")
+    assert_fails(run(job), "grammar", seq, "tether.risk.table/2 in a job whose job.created has version 1")
 
 
 def test_a_step_without_any_row_is_named() -> None:

@@ -391,7 +391,7 @@ def monitor(action: str, kls: list[float]) -> list[tuple[float, float]]:
 
 def test_the_monitor_acts_beyond_its_limit_and_takes_it_back() -> None:
     kls = [0.1, 0.11, math.nan, math.inf, 9.0, 0.1, 0.0, 0.0, 0.0]
-    assert monitor("warn", kls) == [(0.0, 1.0)] * 9
+    assert monitor("warn", kls) == monitor("pause", kls) == [(0.0, 1.0)] * 9
     factors = [1.0, 2.0, 4.0, 8.0, 8.0, 4.0, 2.0, 1.0, 1.0]
     assert monitor("anchors", kls) == [(0.0, factor) for factor in factors]
     floors = [0.0, 0.3, 0.3, 0.3, 0.3, 0.0, 0.0, 0.0, 0.0]
@@ -418,8 +418,40 @@ def test_the_anchors_weight_has_the_monitors_factor() -> None:
         ({"method": "adaptive_kl", "beta_max": 0, "replay": False}, False),
         ({"method": "adaptive_kl", "beta_max": 0, "replay": True}, True),
         ({"method": "adaptive_kl", "beta_max": 0.9}, True),
-        ({"method": "filter"}, True),
+        ({"method": "filter", "anchors": None}, False),
+        ({"method": "filter", "anchors": {"weight": 2.0}}, True),
+        ({"method": "constrained_sft"}, True),
     ],
 )
 def test_what_holds_the_model_is_protection(safety: dict[str, Any], expected: bool) -> None:
     assert is_protected(safety) is expected
+
+
+@pytest.mark.parametrize(
+    ("critic", "fields", "expected"),
+    [
+        ({"type": "constant", "s": 0.0}, {}, False),
+        ({"type": "constant", "s": 0.25}, {}, True),
+        ({"type": "constant", "s": 0.25}, {"schedule": "threshold"}, False),
+        ({"type": "constant", "s": 0.75}, {"schedule": "threshold"}, True),
+        ({"type": "constant", "s": 0.25}, {"beta_max": 0.0}, False),
+        ({"type": "constant", "s": 0.75}, {"beta_max": 0.0}, True),
+        ({"type": "constant", "s": 0.75}, {"beta_max": 0.0, "replay": False}, False),
+        ({"type": "constant", "s": 0.0}, {"beta_min": 0.1}, True),
+        ({"type": "constant", "s": 0.75}, {"beta_max": 0.0, "threshold": "auto"}, True),
+        ({"type": "constant", "s": 0.25}, {"beta_max": 0.0, "threshold": "auto"}, False),
+        ({"type": "constant", "s": 0.0}, {"anchors": {"weight": 2.0}}, True),
+        ({"type": "activation"}, {}, True),
+    ],
+)
+def test_a_critic_that_looks_at_nothing_protects_as_far_as_its_s_does(
+    critic: dict[str, Any], fields: dict[str, Any], expected: bool
+) -> None:
+    law = {"method": "adaptive_kl", "beta_min": 0.0, "beta_max": 0.9, "schedule": "linear", "threshold": 0.5}
+    law |= {"replay": True, "scope": "example", "anchors": None}
+    assert is_protected(law | {"critic": critic} | fields) is expected
+    if critic["type"] == "constant":
+        twice = {"type": "combined", "critics": [critic, critic], "rule": "max", "weights": None}
+        assert is_protected(law | {"critic": twice} | fields) is expected
+        seeing = twice | {"critics": [critic, {"type": "activation"}]}
+        assert is_protected(law | {"critic": seeing} | fields) is bool(fields.get("replay", True))

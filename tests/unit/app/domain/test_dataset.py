@@ -1,21 +1,32 @@
-"""The structure of training files: every problem with its line, its path, what was found and what was expected."""
+"""The structure of data files: every problem with its line, its path, what was found and what was expected."""
 
+import io
 import json
-from typing import Any
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
+from app.domain.conversion import FORMATS, conversation_of, find_format, to_chat
 from app.domain.dataset import (
     MAX_ANCHORS,
+    MAX_COUNTED,
     MAX_LINE_BYTES,
     MAX_PROBLEMS,
+    MENDS,
     MIN_ANCHORS,
+    SHOWN_PROBLEMS,
+    Findings,
     Problem,
     check_anchor_lines,
     check_critic_lines,
     check_training_lines,
     format_rows,
     parse_rows,
+    read_chat_rows,
+    read_lines,
 )
 
 USER = {"role": "user", "content": "hello"}
@@ -30,9 +41,26 @@ def line(*messages: Any, **more: Any) -> bytes:
 GOOD = line(USER, ASSISTANT)
 
 
+def of(found: Findings) -> tuple[int, list[Problem]]:
+    """Return what most tests look at."""
+    return found.rows, list(found.problems)
+
+
+def training(lines: Iterable[bytes]) -> tuple[int, list[Problem]]:
+    return of(check_training_lines(lines))
+
+
+def critic(lines: Iterable[bytes]) -> tuple[int, list[Problem]]:
+    return of(check_critic_lines(lines))
+
+
+def anchor(lines: Iterable[bytes]) -> tuple[int, list[Problem]]:
+    return of(check_anchor_lines(lines))
+
+
 def one_problem(content: bytes) -> Problem:
     """Return the only problem of a file in which this line comes second."""
-    rows, problems = check_training_lines([GOOD, content])
+    rows, problems = training([GOOD, content])
     assert rows == 1
     assert len(problems) == 1, problems
     assert problems[0].line == 2
@@ -52,17 +80,17 @@ class TestCheckTrainingLines:
         ],
     )
     def test_good_row_is_counted(self, content: bytes) -> None:
-        assert check_training_lines([content]) == (1, [])
+        assert training([content]) == (1, [])
 
     def test_empty_file_is_a_problem(self) -> None:
-        assert check_training_lines([]) == (
+        assert training([]) == (
             0,
-            [Problem(1, "$", "the file is empty; expected at least one row")],
+            [Problem(1, "$", "empty_file", "the file is empty", "at least one row")],
         )
 
     def test_byte_order_mark_is_accepted_on_the_first_line_only(self) -> None:
         marked = b"\xef\xbb\xbf" + GOOD
-        assert check_training_lines([marked]) == (1, [])
+        assert training([marked]) == (1, [])
         assert parse_rows([marked]) == [json.loads(GOOD)]
         assert one_problem(marked).path == "$"
 
@@ -73,30 +101,42 @@ class TestCheckTrainingLines:
         ]
         lines = format_rows(rows).split(b"\n")
         assert lines.pop() == b""
-        assert check_training_lines(lines) == (2, [])
+        assert training(lines) == (2, [])
         assert parse_rows(lines) == rows
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
             (b"  ", "the line is empty; expected one JSON object per line"),
-            (b"not json", "not JSON: Expecting value at column 1"),
-            (b'{"messages": [', "not JSON: Expecting value at column 15"),
-            (b'{"messages": []} x', "not JSON: Extra data at column 18"),
-            (b'{"a": "\xff"}', "not UTF-8: byte 8 cannot be read; save the file as UTF-8"),
-            (b'{"a": NaN}', "not strict JSON: NaN is not a JSON number"),
-            (b'{"a": -Infinity}', "not strict JSON: -Infinity is not a JSON number"),
+            (b"not json", "not JSON: Expecting value at column 1; expected one JSON object per line"),
+            (b'{"messages": [', "not JSON: Expecting value at column 15; expected one JSON object per line"),
+            (b'{"messages": []} x', "not JSON: Extra data at column 18; expected one JSON object per line"),
+            (b'{"a": "\xff"}', "not UTF-8: byte 8 cannot be read; expected a file that is saved as UTF-8"),
+            (b'{"a": NaN}', "not strict JSON: NaN is not a JSON number; expected a finite number"),
+            (
+                b'{"a": -Infinity}',
+                "not strict JSON: -Infinity is not a JSON number; expected a finite number",
+            ),
             (
                 b'{"messages": [], "messages": []}',
-                "not strict JSON: the key 'messages' stands twice in one object",
+                "not strict JSON: the key 'messages' stands twice in one object; expected each key once",
             ),
             (
                 b'{"a": [{"b": 1, "c": 1, "b": 2}]}',
-                "not strict JSON: the key 'b' stands twice in one object",
+                "not strict JSON: the key 'b' stands twice in one object; expected each key once",
             ),
-            (b'{"a": "\\ud800"}', "not valid Unicode: a \\u escape is half of a surrogate pair"),
-            (b'{"\\udc00": 1}', "not valid Unicode: a \\u escape is half of a surrogate pair"),
-            (b'{"a":' + b"[" * 200_000, "not JSON that can be read: nested too deeply"),
+            (
+                b'{"a": "\\ud800"}',
+                "not valid Unicode: a \\u escape is half of a surrogate pair; expected both halves",
+            ),
+            (
+                b'{"\\udc00": 1}',
+                "not valid Unicode: a \\u escape is half of a surrogate pair; expected both halves",
+            ),
+            (
+                b'{"a":' + b"[" * 200_000,
+                "the line is nested too deeply to be read; expected at most 16 levels",
+            ),
             (b"[]", 'found an empty list; expected an object such as {"messages": [...]}'),
             (b'"text"', 'found a text; expected an object such as {"messages": [...]}'),
             (b"null", 'found null; expected an object such as {"messages": [...]}'),
@@ -112,15 +152,24 @@ class TestCheckTrainingLines:
     def test_longest_line(self) -> None:
         fits = line(USER, {"role": "assistant", "content": "x" * (MAX_LINE_BYTES - len(GOOD) + 2)})
         assert len(fits) == MAX_LINE_BYTES
-        assert check_training_lines([fits]) == (1, [])
+        assert training([fits]) == (1, [])
         assert one_problem(fits + b" ").message == (
-            f"the line has {MAX_LINE_BYTES + 1} bytes; the longest allowed has {MAX_LINE_BYTES}"
+            f"the line has {MAX_LINE_BYTES + 1} bytes; expected at most {MAX_LINE_BYTES}"
         )
 
     @pytest.mark.parametrize(
         ("row", "path", "message"),
         [
-            ({}, "$.messages", "missing; expected a list of messages"),
+            (
+                {},
+                "$",
+                "found no key at all; expected the keys of one of chat, prompt_completion, alpaca, sharegpt",
+            ),
+            (
+                {"text": "x"},
+                "$",
+                "found `text`; expected the keys of one of chat, prompt_completion, alpaca, sharegpt",
+            ),
             (
                 {"messages": "x"},
                 "$.messages",
@@ -134,7 +183,7 @@ class TestCheckTrainingLines:
             (
                 {"messages": [USER, ASSISTANT], "prompt": "x"},
                 "$.prompt",
-                "unknown key; a row here has `messages` and nothing else",
+                "unknown key; expected a row here to have `messages`, `tools`, `parallel_tool_calls` and nothing else",
             ),
             (
                 {"messages": ["x"]},
@@ -142,9 +191,20 @@ class TestCheckTrainingLines:
                 "found a text; expected an object with role and content",
             ),
             (
-                {"messages": [USER, {**ASSISTANT, "tool_calls": []}]},
-                "$.messages[1].tool_calls",
-                "unknown key; a message has role, content, name and weight",
+                {"messages": [USER, {**ASSISTANT, "refusal": None}]},
+                "$.messages[1].refusal",
+                "unknown key; expected a message here to have `role`, `content`, `name`, `weight`, `tool_calls`,"
+                " `tool_call_id` and nothing else",
+            ),
+            (
+                {"messages": [{**USER, "name": 7}, ASSISTANT]},
+                "$.messages[0].name",
+                "found a number; expected a text",
+            ),
+            (
+                {"messages": [{**USER, "name": None}, ASSISTANT]},
+                "$.messages[0].name",
+                "found null; expected a text",
             ),
             (
                 {"messages": [{"role": "bot", "content": "x"}, ASSISTANT]},
@@ -174,7 +234,7 @@ class TestCheckTrainingLines:
             (
                 {"messages": [{**USER, "weight": 1}, ASSISTANT]},
                 "$.messages[0].weight",
-                "only assistant messages have a weight",
+                "a weight on a message of the role 'user'; expected one on assistant messages only",
             ),
             (
                 {"messages": [USER, {**ASSISTANT, "weight": 2}]},
@@ -199,7 +259,7 @@ class TestCheckTrainingLines:
             (
                 {"messages": [ASSISTANT, USER]},
                 "$.messages[0].role",
-                "found 'assistant'; the first message must come before it",
+                "the first message is the assistant's; expected a message before it, which it answers",
             ),
         ],
     )
@@ -209,7 +269,7 @@ class TestCheckTrainingLines:
         assert str(found) == f"line 2, {path}: {message}"
 
     def test_every_problem_of_every_line_is_reported(self) -> None:
-        rows, problems = check_training_lines(
+        rows, problems = training(
             [
                 line({"role": "bot", "content": 5}, ASSISTANT, extra=1),
                 GOOD,
@@ -226,17 +286,63 @@ class TestCheckTrainingLines:
             (4, "$.messages"),
         ]
 
-    def test_report_stops_at_its_limit_and_so_does_the_reading(self) -> None:
-        read = []
+    def test_all_problems_are_counted_and_the_first_are_kept(self) -> None:
+        found = check_training_lines([b"{"] * 150 + [GOOD] + [b""] * 70)
+        assert (found.rows, len(found.problems), found.n_problems) == (1, MAX_PROBLEMS, 220)
+        assert found.kinds == (("not_json", 150), ("empty_line", 70))
+        assert found.complete
+        headline, shown = found.describe("training file")
+        assert headline == "220 problems in the training file (150 not_json, 70 empty_line), the first 20 are"
+        assert len(shown) == SHOWN_PROBLEMS
+        record = found.to_record()
+        assert record["problem_count"] == 220
+        assert record["problem_kinds"] == {"not_json": 150, "empty_line": 70}
+        assert record["problems"][0] == {
+            "line": 1,
+            "path": "$",
+            "kind": "not_json",
+            "found": "not JSON: Expecting property name enclosed in double quotes at column 2",
+            "expected": "one JSON object per line",
+            "example": MENDS["not_json"],
+        }
+        assert json.loads(json.dumps(record)) == record
 
-        def lines() -> Any:
-            for number in range(1000):
-                read.append(number)
-                yield b"{"
+    def test_file_that_is_wrong_all_over_is_not_read_to_its_end(self) -> None:
+        def endless() -> Any:
+            while True:
+                yield b""
 
-        _, problems = check_training_lines(lines())
-        assert len(problems) == MAX_PROBLEMS
-        assert len(read) == MAX_PROBLEMS
+        found = check_training_lines(endless())
+        assert (found.n_problems, found.complete, len(found.problems)) == (MAX_COUNTED, False, MAX_PROBLEMS)
+        assert "100000 or more problems" in found.describe("training file")[0]
+
+    def test_line_that_never_ends_is_cut(self) -> None:
+        found = check_training_lines(read_lines(io.BytesIO(GOOD + b"\n" + b"x" * (5 * MAX_LINE_BYTES))))
+        assert [each.kind for each in found.problems] == ["line_too_long"]
+        assert not found.complete
+
+    @pytest.mark.parametrize(
+        ("content", "kind"),
+        [
+            (b'{"messages": 1e999}', "bad_number"),
+            (b'{"a":' * 17 + b"1" + b"}" * 17, "too_deep"),
+            (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "too_deep"),
+            (b'{"a": -1e400}', "bad_number"),
+            (b'{"a": "\\uDFFF"}', "bad_unicode"),
+        ],
+    )
+    def test_json_that_readers_disagree_on(self, content: bytes, kind: str) -> None:
+        assert one_problem(content).kind == kind
+
+    def test_deep_text_and_pairs_of_surrogates_are_good(self) -> None:
+        rows = [
+            line(USER, {**ASSISTANT, "content": "[{" * 100}),
+            b'{"messages": ' + GOOD[13:-1].replace(b"hi", b"\\ud83d\\ude00") + b"}",
+        ]
+        assert training(rows) == (2, [])
+
+    def test_windows_line_ends_and_no_last_line_end(self) -> None:
+        assert training(read_lines(io.BytesIO(b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD))) == (2, [])
 
     @pytest.mark.timeout(30)
     def test_wide_object_is_read_in_linear_time(self) -> None:
@@ -251,11 +357,11 @@ class TestCheckTrainingLines:
 class TestCheckCriticLines:
     def test_good_rows(self) -> None:
         rows = [line(USER, label=1, group="greetings"), line(USER, label=0, group="x", borderline=True)]
-        assert check_critic_lines(rows) == (2, [])
+        assert critic(rows) == (2, [])
 
     def test_replies_are_labelled_too(self) -> None:
         row = line({"role": "system", "content": "x"}, USER, ASSISTANT, label=1, group="greetings")
-        assert check_critic_lines([row]) == (1, [])
+        assert critic([row]) == (1, [])
 
     @pytest.mark.parametrize(
         ("row", "path", "found"),
@@ -274,7 +380,7 @@ class TestCheckCriticLines:
             (
                 {"messages": [USER, {"role": "system", "content": "x"}], "label": 1, "group": "g"},
                 "$.messages",
-                "the last message must be the user's",
+                "to be the user's",
             ),
             ({"messages": [USER], "label": 1, "group": "g", "topic": "x"}, "$.topic", "unknown key"),
             (
@@ -286,18 +392,24 @@ class TestCheckCriticLines:
         ],
     )
     def test_row_that_cannot_be_learned_from(self, row: dict[str, Any], path: str, found: str) -> None:
-        rows, problems = check_critic_lines([json.dumps(row).encode()])
+        rows, problems = critic([json.dumps(row).encode()])
         assert rows == 0
         assert [(each.line, each.path) for each in problems] == [(1, path)]
         assert found in problems[0].message
 
 
 class TestCheckAnchorLines:
-    ANCHOR = line({"role": "system", "content": "be kind"}, USER, ASSISTANT, USER)
+    SYSTEM: ClassVar = {"role": "system", "content": "be kind"}
+
+    @classmethod
+    def anchors(cls, n: int) -> list[bytes]:
+        """Return as many anchors, each another."""
+        asked = [{"role": "user", "content": f"say {number}"} for number in range(n)]
+        return [line(cls.SYSTEM, USER, ASSISTANT, each) for each in asked]
 
     @pytest.mark.parametrize("n", [MIN_ANCHORS, MAX_ANCHORS])
     def test_good_sets(self, n: int) -> None:
-        assert check_anchor_lines([self.ANCHOR] * n) == (n, [])
+        assert anchor(self.anchors(n)) == (n, [])
 
     @pytest.mark.parametrize(
         ("n", "message"),
@@ -307,31 +419,202 @@ class TestCheckAnchorLines:
         ],
     )
     def test_size_is_bounded(self, n: int, message: str) -> None:
-        _, problems = check_anchor_lines([self.ANCHOR] * n)
+        _, problems = anchor(self.anchors(n))
         assert [str(each) for each in problems] == [message]
 
     def test_reading_stops_where_a_set_is_too_large(self) -> None:
-        lines = iter([self.ANCHOR] * 1000)
-        check_anchor_lines(lines)
+        lines = iter(self.anchors(1000))
+        anchor(lines)
         assert sum(1 for _ in lines) == 1000 - MAX_ANCHORS - 1
 
     @pytest.mark.parametrize(
         ("row", "path", "found"),
         [
-            ({"messages": [USER, ASSISTANT]}, "$.messages", "the last message must be the user's"),
+            ({"messages": [USER, ASSISTANT]}, "$.messages", "expected the user's"),
             ({"messages": [USER], "label": 1}, "$.label", "unknown key"),
             ({"messages": [{"role": "user", "content": ""}]}, "$.messages[0].content", "found ''"),
             ({}, "$.messages", "missing"),
         ],
     )
     def test_row_that_is_no_anchor(self, row: dict[str, Any], path: str, found: str) -> None:
-        rows, problems = check_anchor_lines([json.dumps(row).encode(), *[self.ANCHOR] * MIN_ANCHORS])
+        rows, problems = anchor([json.dumps(row).encode(), *self.anchors(MIN_ANCHORS)])
         assert rows == MIN_ANCHORS
         assert [(each.line, each.path) for each in problems] == [(1, path)]
         assert found in problems[0].message
 
-    def test_empty_file_is_one_problem(self) -> None:
-        assert check_anchor_lines([]) == (
-            0,
-            [Problem(1, "$", "the file is empty; expected at least one row")],
+    def test_prompt_that_stands_twice_is_refused_with_both_lines(self) -> None:
+        good = self.anchors(MIN_ANCHORS)
+        # Written otherwise, it is the same prompt.
+        again = good[2].replace(b'"role": "user", "content": "say 2"', b'"content":"say 2",  "role":"user"')
+        assert again != good[2]
+        rows, problems = anchor([*good, again, good[0]])
+        assert rows == MIN_ANCHORS
+        assert [str(each) for each in problems] == [
+            "line 9, $.messages: these messages stand in line 3 already; expected each anchor once, because the"
+            " monitor must not watch what is trained on",
+            "line 10, $.messages: these messages stand in line 1 already; expected each anchor once, because the"
+            " monitor must not watch what is trained on",
+        ]
+        other = line(
+            {"role": "system", "content": "be brief"}, USER, ASSISTANT, {"role": "user", "content": "say 2"}
         )
+        assert anchor([*good, other]) == (MIN_ANCHORS + 1, [])
+
+    def test_empty_file_is_one_problem(self) -> None:
+        assert anchor([]) == (
+            0,
+            [Problem(1, "$", "empty_file", "the file is empty", "at least one row")],
+        )
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+ANSWERED = {"role": "tool", "content": "sunny", "tool_call_id": "c1"}
+
+
+class TestTools:
+    def test_calls_and_their_results_are_good_rows(self) -> None:
+        row = line(USER, CALLING, ANSWERED, ASSISTANT, tools=[TOOL], parallel_tool_calls=False)
+        assert training([row, line(USER, CALLING)]) == (2, [])
+
+    @pytest.mark.parametrize(
+        ("row", "path"),
+        [
+            (line(USER, ASSISTANT, tools=[]), "$.tools"),
+            (line(USER, ASSISTANT, tools=[{"type": "search"}]), "$.tools[0]"),
+            (line(USER, ASSISTANT, tools=[{**TOOL, "function": {"name": ""}}]), "$.tools[0].function.name"),
+            (
+                line(USER, ASSISTANT, tools=[{**TOOL, "function": {"name": "x", "parameters": []}}]),
+                "$.tools[0].function.parameters",
+            ),
+            (line(USER, ASSISTANT, parallel_tool_calls=1), "$.parallel_tool_calls"),
+            (line({**USER, "tool_calls": [CALL]}, ASSISTANT), "$.messages[0].tool_calls"),
+            (line(USER, {**CALLING, "tool_calls": []}), "$.messages[1].tool_calls"),
+            (line(USER, {**CALLING, "tool_calls": ["x"]}), "$.messages[1].tool_calls[0]"),
+            (line(USER, {**CALLING, "tool_calls": [{**CALL, "id": ""}]}), "$.messages[1].tool_calls[0].id"),
+            (line(USER, CALLING, {**ANSWERED, "tool_call_id": "c2"}), "$.messages[2].tool_call_id"),
+            (line(USER, {**ASSISTANT, "tool_call_id": "c1"}), "$.messages[1].tool_call_id"),
+            (line(USER, {**CALLING, "content": ""}), "$.messages[1].content"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, row: bytes, path: str) -> None:
+        assert one_problem(row).path == path
+
+    @pytest.mark.parametrize(
+        "arguments", [{"city": "Rome"}, "Rome", "[]", '{"a": 1, "a": 2}', '{"a": NaN}', "{" * 5000]
+    )
+    def test_arguments_are_strict_json_in_a_text(self, arguments: Any) -> None:
+        call = {**CALL, "function": {"name": "weather", "arguments": arguments}}
+        found = one_problem(line(USER, {**CALLING, "tool_calls": [call]}))
+        assert found.path == "$.messages[1].tool_calls[0].function.arguments"
+
+    def test_critics_and_anchors_have_none(self) -> None:
+        _, problems = anchor([line(USER, CALLING, USER)] * 8)
+        assert problems[0].path == "$.messages[1].tool_calls"
+
+
+class TestFormats:
+    AS_CHAT: ClassVar = {"messages": [USER, ASSISTANT]}
+    WITH_SYSTEM: ClassVar = {"messages": [{"role": "system", "content": "be kind"}, USER, ASSISTANT]}
+
+    @pytest.mark.parametrize(
+        ("row", "name", "chat"),
+        [
+            (AS_CHAT, "chat", AS_CHAT),
+            ({"prompt": "hello", "completion": "hi"}, "prompt_completion", AS_CHAT),
+            ({"instruction": "hello", "output": "hi"}, "alpaca", AS_CHAT),
+            ({"instruction": "hello", "input": "", "output": "hi", "text": "x"}, "alpaca", AS_CHAT),
+            (
+                {"system": "be kind", "instruction": "hello", "input": "", "output": "hi"},
+                "alpaca",
+                WITH_SYSTEM,
+            ),
+            (
+                {"instruction": "Translate.", "input": "good day", "output": "hi"},
+                "alpaca",
+                {"messages": [{"role": "user", "content": "Translate.\n\ngood day"}, ASSISTANT]},
+            ),
+            (
+                {
+                    "id": 7,
+                    "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}],
+                },
+                "sharegpt",
+                AS_CHAT,
+            ),
+            (
+                {
+                    "system": "be kind",
+                    "conversations": [
+                        {"from": "user", "value": "hello"},
+                        {"from": "assistant", "value": "hi"},
+                    ],
+                },
+                "sharegpt",
+                WITH_SYSTEM,
+            ),
+        ],
+    )
+    def test_every_format_becomes_a_chat(self, row: dict[str, Any], name: str, chat: dict[str, Any]) -> None:
+        content = json.dumps(row).encode()
+        found = check_training_lines([content])
+        assert (found.problems, found.format_name) == ((), name)
+        assert read_chat_rows([content]) == [chat]
+        assert check_training_lines([json.dumps(to_chat(row)).encode()]).problems == ()
+
+    @pytest.mark.parametrize("each", FORMATS.values(), ids=FORMATS)
+    def test_example_of_a_format_is_a_good_row_of_it(self, each: Any) -> None:
+        assert check_training_lines([each.example.encode()]).format_name == each.name
+        assert find_format(json.loads(each.example)) is each
+
+    def test_file_has_one_format(self) -> None:
+        rows, problems = training([GOOD, b'{"prompt": "a", "completion": "b"}', GOOD])
+        assert rows == 2
+        assert [(each.line, each.kind) for each in problems] == [(2, "mixed_formats")]
+
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [
+            ({"input": {"messages": [USER]}, "preferred_output": [ASSISTANT]}, "preference (DPO)"),
+            ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference (DPO)"),
+            ({"messages": [USER], "reference_answer": "x"}, "reinforcement (RFT)"),
+        ],
+    )
+    def test_data_of_another_way_of_training_is_refused_by_name(self, row: Any, said: str) -> None:
+        found = one_problem(json.dumps(row).encode())
+        assert found.kind == "unsupported_format"
+        assert said in found.message
+
+    @pytest.mark.parametrize(
+        ("row", "path"),
+        [
+            ({"prompt": "a"}, "$.completion"),
+            ({"prompt": "", "completion": "b"}, "$.prompt"),
+            ({"prompt": ["a"], "completion": "b"}, "$.prompt"),
+            ({"prompt": "a", "completion": "b", "c": 1}, "$.c"),
+            ({"instruction": "a"}, "$.output"),
+            ({"instruction": "a", "output": "b", "input": 5}, "$.input"),
+            ({"instruction": "a", "output": "b", "history": []}, "$.history"),
+            ({"conversations": []}, "$.conversations"),
+            ({"conversations": ["x"]}, "$.conversations[0]"),
+            ({"conversations": [{"from": "human", "value": "a"}]}, "$.conversations"),
+            ({"conversations": [{"from": "gpt", "value": "a"}]}, "$.conversations[0].from"),
+            ({"conversations": [{"from": "bot", "value": "a"}]}, "$.conversations[0].from"),
+            ({"conversations": [{"from": "human", "value": ""}]}, "$.conversations[0].value"),
+        ],
+    )
+    def test_row_of_a_format_that_is_wrong(self, row: Any, path: str) -> None:
+        rows, problems = training([json.dumps(row).encode()])
+        assert rows == 0
+        assert path in [each.path for each in problems]
+
+    def test_judge_reads_the_tools_too(self) -> None:
+        row = {"messages": [USER, CALLING], "tools": [TOOL]}
+        assert conversation_of(row) == [{"role": "tools", "tools": [TOOL]}, USER, CALLING]
+        assert conversation_of({"messages": [USER]}) == [USER]
+
+
+def test_every_kind_of_problem_is_documented() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z0-9_]+)` \|", text, re.M)) >= {*MENDS, *FORMATS}

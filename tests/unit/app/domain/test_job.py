@@ -33,7 +33,11 @@ class TestTransitions:
 
     @pytest.mark.parametrize("state", sorted(OWNED))
     def test_owned_work_can_be_given_back(self, state: State) -> None:
-        assert State.QUEUED in TRANSITIONS[state]
+        assert TRANSITIONS[state] & {State.QUEUED, State.PAUSED}
+
+    def test_a_pause_is_left_through_the_queue_or_for_good(self) -> None:
+        assert TRANSITIONS[State.PAUSED] == {State.QUEUED, State.FAILED, State.CANCELLED}
+        assert State.PAUSED not in OWNED
 
     def test_success_is_reached_through_every_stage(self) -> None:
         path = [
@@ -65,7 +69,16 @@ class TestWireStatus:
             pytest.skip(f"{SPECIFICATION} is not here")
         schemas = json.loads(SPECIFICATION.read_text())["components"]["schemas"]
         known = schemas["FineTuningJob"]["properties"]["status"]["enum"]
-        assert set(WIRE_STATUS.values()) <= set(known)
+        # The list of the wire's own description lacks what its example of a paused job has.
+        assert set(WIRE_STATUS.values()) <= {*known, "paused"}
+
+
+def test_every_state_is_documented_with_where_it_goes() -> None:
+    text = (Path(__file__).parents[4] / "docs/jobs.md").read_text(encoding="utf-8")
+    for state in State:
+        after = ", ".join(other for other in State if other in TRANSITIONS[state]) or "–"
+        line = f"| {state} | `{WIRE_STATUS[state]}` | {after} |"
+        assert line in text, f"docs/jobs.md lacks this line:\n{line}"
 
 
 class TestModelName:

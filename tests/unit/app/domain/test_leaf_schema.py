@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
+from typing import Any
 
 import pytest
 
-from app.domain import leaf_schema, ledger
+from app.domain import dataset, leaf_schema, ledger
 from tests.unit.app.domain.leaf_examples import BODIES, HEADER, build
 
 
@@ -26,13 +27,15 @@ FIRST = (
     "job.end/1",
 )
 SECOND = ("job.created/2", "risk.table/2", "anchors/1", "alignment/1", "step/2", "monitor/1", "live/1")
+THIRD = ("job.created/3", "ckpt/2")
 
 
 @pytest.mark.parametrize(
     ("kinds", "expected"),
     [
         (FIRST, "12a3c5f45417a30ee528cc6cb363b7f70b117e0ffc9ba81188ed9cbb80e26f9e"),
-        (SECOND, "4d0a8523a53563b980f4cb43d7de6d508e3503580721f92ed76f392db2ac1f1c"),
+        (SECOND, "aee67302020bce2d4682aaa908db2ed4a326aa2b1ed22bcbe89723959eca9b3a"),
+        (THIRD, "08c3f1928d344a5aedbcf8b9695f98a6fa5e48acd109bc8c112eb68625c30926"),
     ],
 )
 def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], expected: str) -> None:
@@ -42,7 +45,7 @@ def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], exp
 
 
 def test_every_type_has_its_fields_pinned() -> None:
-    assert {f"tether.{kind}" for kind in FIRST + SECOND} == set(leaf_schema.BODIES)
+    assert {f"tether.{kind}" for kind in FIRST + SECOND + THIRD} == set(leaf_schema.BODIES)
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -131,3 +134,21 @@ def test_a_wrong_header_is_refused_by_name(name: str, value: object) -> None:
 def test_a_wrong_value_is_refused_by_name(kind: str, name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"body\.{name} is .*expected"):
         build(kind, {name: value})
+
+
+def test_a_set_of_anchors_has_as_many_rows_as_can_be_registered() -> None:
+    for rows, fits in (
+        (dataset.MIN_ANCHORS - 1, False),
+        (dataset.MIN_ANCHORS, True),
+        (dataset.MAX_ANCHORS, True),
+    ):
+        assert _accepts({"rows": rows}) is fits
+    assert not _accepts({"rows": dataset.MAX_ANCHORS + 1})
+
+
+def _accepts(change: dict[str, Any]) -> bool:
+    try:
+        build("anchors", change)
+    except ValueError:
+        return False
+    return True

@@ -87,8 +87,7 @@ def test_a_score_that_was_left_out_shows_in_the_next_step_of_its_row() -> None:
     job = make()
     for number in (0, 1):
         job.records[job.find("live", number)].body["scores"] = []
-    # Step 3 has rows that the judge said nothing worse of than before.
-    assert_fails(run(job), "control law", job.find("step", 3), "the replay gives")
+    assert_fails(run(job), "control law", job.find("step", 2), "the replay gives")
 
 
 def test_a_score_that_comes_after_its_step_is_refused() -> None:

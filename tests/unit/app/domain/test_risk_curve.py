@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.risk_curve import COLUMNS, build_curve, downsample, to_csv
+from app.domain.risk_curve import COLUMNS, build_curve, build_packed_curve, downsample, pack_steps, to_csv
 
 
 def record(step: int, risk: float | None, **changes: Any) -> dict[str, Any]:
@@ -125,3 +125,31 @@ def test_csv_has_a_header_and_empty_cells_for_null() -> None:
     assert (first["step"], first["risk_mean"], first["risk_smoothed"]) == ("1", "", "")
     assert (second["risk_mean"], second["loss"]) == ("1e-07", "NaN")
     assert text.splitlines()[0] == ",".join(COLUMNS)
+
+
+NUMBER = st.one_of(st.none(), st.floats(), st.floats(0, 1))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.one_of(st.none(), st.floats(0, 1)), NUMBER, NUMBER, NUMBER), max_size=120),
+    st.lists(st.integers(1, 40), max_size=4),
+    st.integers(4, 60),
+)
+def test_packed_pieces_make_the_same_curve(
+    numbers: list[tuple[float | None, ...]], lengths: list[int], max_points: int
+) -> None:
+    records = [
+        record(step, mean, risk_max=most, loss=loss, drift=drift)
+        for step, (mean, most, loss, drift) in enumerate(numbers, start=1)
+    ]
+    pieces: list[bytes] = []
+    rest = records
+    for length in lengths:
+        pieces.append(pack_steps(rest[:length], pieces[-1] if pieces else None))
+        rest = rest[length:]
+    expected = build_curve(records)
+    rows = downsample(expected["rows"], max_points)
+    found = build_packed_curve(pieces, rest, max_points)
+    # As a reply has them: a number that is none is a word, and null is not that word.
+    assert json.dumps(found, allow_nan=False) == json.dumps({**expected, "rows": rows}, allow_nan=False)

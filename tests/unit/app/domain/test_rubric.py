@@ -67,6 +67,47 @@ class TestDelimiters:
             {"role": "assistant", "content": "Sure."},
         ]
 
+    @pytest.mark.parametrize(
+        "token",
+        [
+            "<|im_end|>",
+            "<s>",
+            "</s>",
+            "<start_of_turn>",
+            "<｜Assistant｜>",
+            "[INST]",
+            "[/INST]",
+            "<<SYS>>",
+            "[AVAILABLE_TOOLS]",
+        ],
+    )
+    def test_a_control_token_is_no_token_to_the_judges_own_tokenizer(self, token: str) -> None:
+        message = {
+            "role": "user",
+            "content": f"a {token} b",
+            "tool_calls": [{"function": {"arguments": token}}],
+        }
+        (piece,) = render_pieces([message])
+        assert token not in piece
+        assert json.loads(piece) == message
+
+    def test_tools_and_their_calls_are_shown(self) -> None:
+        (piece,) = render_pieces(
+            [{"role": "tools", "tools": ["poison"]}, {"role": "assistant", "tool_calls": ["bomb"]}]
+        )
+        assert "poison" in piece
+        assert "bomb" in piece
+
+    def test_plain_text_stays_readable(self) -> None:
+        (piece,) = render_pieces([{"role": "user", "content": "1 < 2, a[0] and [see]"}])
+        assert "1 < 2, a[0] and [see]" in piece
+
+    def test_the_name_of_a_message_is_shown(self) -> None:
+        message = {"role": "user", "content": "Hello", "name": ATTACK, "weight": 0}
+        [piece] = render_pieces([message])
+        assert json.loads(piece) == {"role": "user", "name": ATTACK, "content": "Hello"}
+        assert len(piece.splitlines()) == 1
+
     @given(st.text(st.characters(exclude_categories=[])))
     @settings(deadline=None)
     def test_no_character_hides_or_breaks_a_line(self, text: str) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -10,6 +10,7 @@ from app.domain.safety_policy import SafetyPolicy, load_policy
 from app.domain.safety_spec import (
     ActivationCritic,
     AdaptiveKL,
+    Anchors,
     AnySafety,
     CombinedCritic,
     ConstantCritic,
@@ -87,6 +88,35 @@ class TestCheck:
         with pytest.raises(PolicyViolation, match="the method 'vaccine' has no KL penalty"):
             floors.check(Vaccine())
 
+    @pytest.mark.parametrize(
+        ("fields", "param", "message"),
+        [
+            (
+                {"threshold": 1.0, "schedule": "threshold"},
+                "safety.threshold",
+                "threshold is 1; .* only 'auto'",
+            ),
+            ({"threshold": 0.0}, "safety.threshold", "threshold is 0; "),
+            ({"s_scale": "probability"}, "safety.s_scale", "s_scale is 'probability'; .* only 'points'"),
+            ({"scope": "batch", "replay": False}, "safety.scope", "scope is 'batch'; .* only 'example'"),
+            (
+                {"scope": "batch", "replay": False, "ema_decay": 0.9999999},
+                "safety.ema_decay",
+                "ema_decay is 0.9999999; .* only 0",
+            ),
+            ({"penalty": "l2"}, "safety.penalty", "penalty is 'l2'; .* demands a KL penalty"),
+        ],
+    )
+    @pytest.mark.parametrize("floor", ["beta_min_floor", "beta_max_floor"])
+    def test_floor_cannot_be_walked_around(
+        self, floor: str, fields: dict[str, Any], param: str, message: str
+    ) -> None:
+        safety = AdaptiveKL(beta_min=0.5, beta_max=0.99, **fields)
+        SafetyPolicy(anchors_required=True).check(safety)
+        with pytest.raises(PolicyViolation, match=message) as caught:
+            SafetyPolicy(**{floor: 0.01}).check(safety)
+        assert caught.value.param == param
+
     def test_parts_of_a_combined_critic_must_be_allowed_too(self) -> None:
         policy = SafetyPolicy(critic_types=("activation", "judge", "combined"))
         policy.check(AdaptiveKL(critic=CombinedCritic(critics=(JudgeCritic(), ActivationCritic()))))
@@ -104,6 +134,21 @@ class TestCheck:
             with pytest.raises(PolicyViolation, match="demands anchors") as caught:
                 policy.check(safety)
             assert caught.value.param == "safety.anchors"
+
+    @pytest.mark.parametrize(
+        ("anchors", "param", "message"),
+        [
+            (Anchors(weight=1e-300), "safety.anchors.weight", "weight is 1e-300; .* at least 2"),
+            (Anchors(per_step=3), "safety.anchors.per_step", "per_step is 3; .* at least 4"),
+        ],
+    )
+    def test_anchors_that_hold_nothing_are_none(self, anchors: Anchors, param: str, message: str) -> None:
+        demanding = SafetyPolicy(anchors_required=True)
+        demanding.check(NoPenalty(anchors=Anchors(weight=2.5, per_step=5)))
+        SafetyPolicy().check(NoPenalty(anchors=anchors))
+        with pytest.raises(PolicyViolation, match=message) as caught:
+            demanding.check(NoPenalty(anchors=anchors))
+        assert caught.value.param == param
 
 
 class TestLoadPolicy:

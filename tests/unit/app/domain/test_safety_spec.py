@@ -48,7 +48,7 @@ class TestBounds:
             (Anchors, "per_step", [1, 64], [0, 65, 1.5]),
             (Monitor, "every", [1], [0]),
             (Monitor, "limit", [1e-9], [0, -1, math.nan]),
-            (Monitor, "action", ["warn", "anchors", "floor"], ["pause"]),
+            (Monitor, "action", ["warn", "anchors", "floor", "pause"], ["stop"]),
             (Monitor, "floor", [0, 1], [-0.1, 1.1]),
             (JudgeCritic, "mode", ["dataset", "live"], ["both"]),
             (JudgeCritic, "every", [1], [0]),
@@ -202,6 +202,7 @@ class TestCritics:
             ({"critics": TWO, "rule": "weighted", "weights": [1.0]}, "weights needs 2 numbers"),
             ({"critics": TWO, "rule": "weighted", "weights": [0.5, 0.4]}, "weights sum to 0.9"),
             ({"critics": TWO, "rule": "weighted", "weights": [1.5, -0.5]}, "weights"),
+            ({"critics": TWO, "rule": "weighted", "weights": [1.0, 0.0]}, "weights"),
             ({"critics": TWO, "rule": "least"}, "rule"),
         ],
     )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.domain.safety_spec import PRESETS, AdaptiveKL, AnySafety, Filter
 from app.domain.training_spec import Hyperparameters, Method, TrainingOptions, TrainingSpec, resolve
+from app.errors import NotSupported
 
 
 def resolved(
@@ -131,7 +132,7 @@ class TestBounds:
             (TrainingOptions, "eval_interval", [1, "auto"], [0]),
             (TrainingOptions, "checkpoint_interval_s", [0, 86400], [-1, 86401, math.nan]),
             (TrainingOptions, "adapter", ["lora"], ["full"]),
-            (Method, "type", ["supervised"], ["dpo", "reinforcement"]),
+            (Method, "type", ["supervised"], ["sft"]),
         ],
     )
     def test_only_what_is_in_bounds(
@@ -142,6 +143,11 @@ class TestBounds:
         for value in refused:
             with pytest.raises(ValidationError):
                 model.model_validate({field: value})
+
+    @pytest.mark.parametrize("method", ["dpo", "reinforcement"])
+    def test_method_of_the_wire_that_is_not_there_says_what_to_do_instead(self, method: str) -> None:
+        with pytest.raises(NotSupported, match="use 'supervised'"):
+            Method.model_validate({"type": method})
 
     @pytest.mark.parametrize("model", [Hyperparameters, TrainingOptions, Method])
     def test_unknown_key_is_refused(self, model: type[BaseModel]) -> None:

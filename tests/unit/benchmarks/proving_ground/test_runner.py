@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     small = replace(REGIMES["mixed-10"], rows=lambda seed, part: mixed_rows(0.2, 20, seed, part), n_epochs=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REGIMES, "mixed-10", small)
-        patch.setattr(critics, "critic_rows", partial(critic_rows, n=60, n_replies=40))
+        patch.setattr(critics, "critic_rows", partial(critic_rows, n=150, n_replies=40))
         yield tmp_path_factory.mktemp("cache")
 
 

@@ -13,17 +13,19 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from app.domain.control_law import MonitorState
+from app.errors import JobFailure
 from worker.training import checkpoint as module
 from worker.training.checkpoint import (
     CheckpointDamaged,
     TrainerState,
     build_adapter_zip,
     export_adapter,
+    load_adapter_zip,
     load_checkpoint,
     restore,
     save_checkpoint,
 )
-from worker.training.models import load_base, trainable_parameters
+from worker.training.models import add_adapter, load_base, trainable_parameters
 
 STATE = TrainerState(
     12, 7, "ab" * 32, MonitorState(floor=0.2, anchor_factor=4.0), 0.1, {3: 0.75, 0: 1.0}, (11, 12)
@@ -215,3 +217,28 @@ class TestExport:
         with zipfile.ZipFile(tmp_path / "two.zip") as archive:
             assert archive.testzip() is None
             assert sorted(path.name for path in exported.iterdir()) == archive.namelist()
+
+    def test_it_goes_into_a_fresh_model_bit_for_bit(self, exported, trained, make_model, tmp_path):
+        build_adapter_zip(exported, tmp_path / "out.zip")
+        fresh = make_model()
+        load_adapter_zip((tmp_path / "out.zip").read_bytes(), fresh)
+        expected = trainable_parameters(trained[0])
+        for name, value in trainable_parameters(fresh).items():
+            assert torch.equal(value, expected[name])
+            assert value.requires_grad
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [({"lora_r": 2}, "its r is"), ({"lora_alpha": 64}, "its lora_alpha is")],
+    )
+    def test_it_does_not_go_into_another_shape(self, exported, make_base, make_spec, tmp_path, change, says):
+        build_adapter_zip(exported, tmp_path / "out.zip")
+        other = add_adapter(make_base(torch.float32), make_spec(**change), seed=3)
+        with pytest.raises(JobFailure, match=says) as found:
+            load_adapter_zip((tmp_path / "out.zip").read_bytes(), other)
+        assert (found.value.code, found.value.param) == ("parent_unfit", "model")
+
+    def test_it_does_not_go_into_a_model_of_other_layers(self, exported, make_model, tmp_path):
+        build_adapter_zip(exported, tmp_path / "out.zip")
+        with pytest.raises(JobFailure, match="other names, shapes or types"):
+            load_adapter_zip((tmp_path / "out.zip").read_bytes(), make_model(num_hidden_layers=1))

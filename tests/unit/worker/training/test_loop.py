@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from app.domain.safety_spec import AdaptiveKL, Anchors, ConstantCritic, FixedKL, Lisa, Monitor
+from app.domain.step_plan import row_order
 from app.errors import JobFailure
-from worker.training.batching import row_order
 from worker.training.checkpoint import CheckpointDamaged, load_checkpoint
 from worker.training.data import tokenize_rows
-from worker.training.loop import anchor_places, fit, plan_run, validate
+from worker.training.loop import fit, plan_run, validate
 from worker.training.models import trainable_parameters
 from worker.training.reference import ReferenceCache, RowRisk, run_reference_pass
 from worker.training.replies import Prompt, reply_to
@@ -190,14 +190,6 @@ def test_the_drift_is_the_mean_kl_on_the_watched_replies(make_model, make_spec, 
                 q = torch.log_softmax(model(tokens, use_cache=False).logits[0], -1)
         total += float((q.exp() * (q - p)).sum(-1)[row.prompt_ends[0] : -1].sum())
     assert drifts[-1].kl == pytest.approx(total / sum(row.loss_tokens for row in watched), rel=1e-6)
-
-
-def test_anchors_come_in_turn(make_spec):
-    spec = make_spec(safety=ANCHORED)
-    found = [place for step in range(1, 11) for place in anchor_places(spec, step, 4)]
-    assert [sorted(found[start : start + 4]) for start in range(0, 20, 4)] == [[0, 1, 2, 3]] * 5
-    assert anchor_places(spec, 1, 1) == (0,), "a set smaller than a step's share is taken once a step"
-    assert anchor_places(make_spec(), 1, 4) == ()
 
 
 def test_three_skipped_steps_in_a_row_end_the_job(make_model, make_spec, rows):

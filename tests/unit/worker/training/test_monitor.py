@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from app.domain.safety_spec import ConstrainedSFT, FixedKL, Monitor, NoPenalty
+from app.domain.step_plan import Layout
 from worker.training.data import tokenize_rows
-from worker.training.methods.plain import Layout
 from worker.training.methods.registry import build_method
 from worker.training.models import can_pack, trainable_parameters
 from worker.training.monitor import measure_drift
@@ -14,6 +14,7 @@ from worker.training.replies import first_prompt, reply_to
 from worker.training.step import Conditions, RunData
 
 WATCHED = FixedKL(beta=0.3, monitor=Monitor())
+PLENTY = 10**9
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_drift_is_the_kl_on_the_references_replies(make_model, make_base, make_s
             assert found == pytest.approx(expected, rel=1e-6)
         for n_epochs in (1, 3):
             spec = make_spec(safety=safety, n_epochs=n_epochs)
-            cache = compute_row_targets(model, "monitor", monitored, spec)
+            cache = compute_row_targets(model, "monitor", monitored, spec, budget_bytes=PLENTY)
             assert len(cache.targets) == len(monitored)
             found = measure_drift(model, conditions(model, monitored, safety, cache))
             assert found == pytest.approx(expected, rel=1e-6)
@@ -82,7 +83,9 @@ def test_at_the_start_there_is_no_drift(make_model, make_spec, monitored, dtype)
     model = make_model(dtype)
     assert measure_drift(model, conditions(model, monitored)) == 0.0
     for n_epochs in (1, 3):
-        cache = compute_row_targets(model, "monitor", monitored, make_spec(safety=WATCHED, n_epochs=n_epochs))
+        cache = compute_row_targets(
+            model, "monitor", monitored, make_spec(safety=WATCHED, n_epochs=n_epochs), budget_bytes=PLENTY
+        )
         assert measure_drift(model, conditions(model, monitored, cache=cache)) == pytest.approx(0.0, abs=1e-6)
 
 

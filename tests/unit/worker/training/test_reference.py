@@ -307,7 +307,7 @@ def test_nothing_is_kept_where_logits_are_more_than_the_head(make_spec, rows):
     )  # fmt: skip
     model = Gemma2ForCausalLM(config).eval()
     assert not run(model, rows, None, make_spec()).cache.targets
-    assert not compute_row_targets(model, "anchor", rows, make_spec()).targets
+    assert not compute_row_targets(model, "anchor", rows, make_spec(), budget_bytes=PLENTY).targets
 
 
 @pytest.mark.parametrize(
@@ -347,20 +347,20 @@ def test_the_pass_is_reproducible(make_model, make_spec, rows):
 def test_targets_of_rows_without_a_risk(make_model, make_base, make_spec, rows, source, safety, n_epochs):
     model, base = make_model(torch.float64, drift=0.3), make_base(torch.float64)
     spec = make_spec(safety=safety, n_epochs=n_epochs)
-    cache = compute_row_targets(model, source, rows, spec, micro_batch_tokens=70)
+    cache = compute_row_targets(model, source, rows, spec, budget_bytes=PLENTY, micro_batch_tokens=70)
     assert cache.targets.keys() == {(source, row.index) for row in rows}
     name = plan_targets(source, safety, n_epochs).kind
     for row in rows:
         found = getattr(cache.targets[source, row.index], name)
         torch.testing.assert_close(found, reference_by_hand(base, row)[name], rtol=1e-6, atol=1e-6)
-    assert not compute_row_targets(model, source, (), spec).targets
+    assert not compute_row_targets(model, source, (), spec, budget_bytes=PLENTY).targets
 
 
 def test_gathering_keeps_the_order_and_demands_every_row(make_model, make_spec, rows):
     model, spec = make_model(), make_spec()
-    user = compute_row_targets(model, "user", rows[:2], spec)
+    user = compute_row_targets(model, "user", rows[:2], spec, budget_bytes=PLENTY)
     # The same index in another list of rows is another row.
-    cache = user.merged(compute_row_targets(model, "anchor", rows[5:6], spec))
+    cache = user.merged(compute_row_targets(model, "anchor", rows[5:6], spec, budget_bytes=PLENTY))
     assert cache.targets.keys() == {("user", 0), ("user", 1), ("anchor", 5)}
     assert cache.n_bytes == sum(4 * HIDDEN * row.loss_tokens for row in (*rows[:2], rows[5]))
     keys = [("anchor", 5), ("user", 1), ("user", 0)]

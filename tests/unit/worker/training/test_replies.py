@@ -6,7 +6,7 @@ import torch
 from app.errors import JobFailure
 from worker.training import replies
 from worker.training.data import render_prompt, tokenize_rows
-from worker.training.replies import Prompt, first_prompt, reply_to, split_anchors
+from worker.training.replies import Prompt, first_prompt, reply_to
 
 PROMPTS = [Prompt(n, tuple(range(n, 2 * n + 3))) for n in (4, 0, 9, 2)]
 """Of unequal lengths, and not in order of them."""
@@ -114,12 +114,29 @@ def test_a_reply_is_cut_where_the_row_would_be_too_long(make_base, tokenizer):
     assert any(len(cut.input_ids) < len(row.input_ids) for cut, row in zip(rows, free, strict=True))
 
 
+@pytest.mark.parametrize(("room", "n_tokens"), [(1, 1), (7, 7), (40, 12)])
+def test_no_more_is_generated_than_fits(make_base, tokenizer, monkeypatch, room, n_tokens):
+    model = make_base()
+    asked = []
+    generate = replies.generate_tokens
+
+    def counted(*arguments, max_new_tokens):
+        asked.append(max_new_tokens)
+        return generate(*arguments, max_new_tokens=max_new_tokens)
+
+    monkeypatch.setattr(replies, "generate_tokens", counted)
+    shortest = min(len(prompt.input_ids) for prompt in PROMPTS)
+    alike = [prompt for prompt in PROMPTS if len(prompt.input_ids) == shortest]
+    reply_to(model, tokenizer, alike, max_seq_length=shortest + room)
+    assert asked == [n_tokens]
+
+
 def test_a_prompt_that_leaves_no_room_is_refused(make_base, tokenizer):
     with pytest.raises(
         JobFailure, match="the prompt 9 has 12 tokens and leaves no room for a reply"
     ) as caught:
         reply_to(make_base(), tokenizer, PROMPTS, max_seq_length=12)
-    assert caught.value.param == "max_seq_length"
+    assert caught.value.param == "training.max_seq_length"
     assert len(reply_to(make_base(), tokenizer, PROMPTS, max_seq_length=13)) == 4
 
 
@@ -148,18 +165,3 @@ def test_the_first_prompt_is_what_comes_before_the_first_trained_turn(
         n_before = 3 if source["messages"] is silent else 1
         expected = render_prompt(tokenizer, source["messages"][:n_before], index=row.index)
         assert first_prompt(row) == Prompt(row.index, expected)
-
-
-@pytest.mark.parametrize("n_rows", [0, 1, 7, 8, 9, 40, 127, 128, 129, 136, 256])
-def test_a_set_is_divided_once_and_for_all(n_rows):
-    trained, monitored = split_anchors(n_rows)
-    assert split_anchors(n_rows) == (trained, monitored)
-    assert sorted(trained + monitored) == list(range(n_rows))
-    assert not set(trained) & set(monitored)
-    assert len(monitored) == min(16, n_rows // 8)
-    assert list(trained) == sorted(trained)
-    # What a set's earlier rows are for does not change with the rows after them.
-    assert all(
-        set(part) <= set(longer)
-        for part, longer in zip((trained, monitored), split_anchors(n_rows + 5), strict=True)
-    )

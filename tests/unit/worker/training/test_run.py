@@ -8,6 +8,7 @@ import torch
 
 from app.domain import safety_spec
 from app.domain.safety_spec import AdaptiveKL, Anchors, ConstrainedSFT, Filter, Monitor, SafetyMix, Vaccine
+from app.domain.step_plan import split_anchors
 from app.errors import JobFailure
 from tests.judge_server import serving
 from worker.judge_client import JudgeClient
@@ -18,7 +19,6 @@ from worker.training.loop import compute_run_digest, fit
 from worker.training.methods.registry import METHODS
 from worker.training.models import add_adapter, trainable_parameters
 from worker.training.reference import RowRisk
-from worker.training.replies import split_anchors
 from worker.training.run import prepare, train_adapter
 
 CONSTANT = safety_spec.ConstantCritic(s=0.5)
@@ -200,6 +200,27 @@ def test_only_what_the_job_has_is_replied_to(make_base, make_spec, tokenizer, ro
     assert (bool(data.anchors), bool(data.monitored)) == (anchors is not None, monitor is not None)
 
 
+def test_anchors_may_be_longer_than_the_tenants_rows(make_base, make_spec, tokenizer, training_rows):
+    base = make_base()
+    short = tokenize_rows(tokenizer, training_rows[:2], max_seq_length=512, overlength="error").rows
+    limit = max(len(row.input_ids) for row in short)
+    long = [{"messages": [{"role": "user", "content": f"{n} " * 60}]} for n in range(17)]
+    spec = make_spec(safety=REPLAYING, max_seq_length=limit)
+    data = prepare(base, tokenizer, short, spec, ByRow({}), anchors=long).data
+    assert all(len(row.input_ids) > limit for row in (*data.anchors, *data.monitored))
+    wide = prepare(base, tokenizer, short, make_spec(safety=REPLAYING), ByRow({}), anchors=long).data
+    assert (data.anchors, data.monitored) == (wide.anchors, wide.monitored)
+    _, records, _, _ = run_all(base, tokenizer, short, spec, ByRow({}), anchors=long)
+    assert all(math.isfinite(record.loss) and record.anchors for record in records)
+
+
+def test_an_anchor_longer_than_the_models_context_is_refused(make_base, make_spec, tokenizer, rows):
+    long = [{"messages": [{"role": "user", "content": "so " * 300}]}] * 8
+    with pytest.raises(JobFailure, match="leaves no room for a reply within 512 tokens") as caught:
+        prepare(make_base(), tokenizer, rows, make_spec(safety=REPLAYING), ByRow(), anchors=long)
+    assert caught.value.param == "safety.anchors"
+
+
 def test_an_anchor_that_is_no_request_is_refused(make_base, make_spec, tokenizer, rows, training_rows):
     with pytest.raises(JobFailure, match="end before the assistant's reply") as caught:
         prepare(make_base(), tokenizer, rows, make_spec(safety=REPLAYING), ByRow(), anchors=training_rows)
@@ -231,8 +252,9 @@ def test_known_risks_give_the_same_data(make_base, make_spec, tokenizer, rows, s
 def test_progress_is_heard_in_every_part_and_may_end_the_work(make_base, make_spec, tokenizer, rows):
     spec, heard = make_spec(safety=REPLAYING), []
     prepare(make_base(), tokenizer, rows, spec, ByRow(), anchors=ANCHORS, on_progress=heard.append)
-    # All rows, three replies, the anchors' and the monitored prompts'.
-    assert heard[-4:] == [10, 3, 15, 2]
+    # The anchors' and the monitored prompts', all rows, three replies.
+    assert heard[:2] == [15, 2]
+    assert heard[-2:] == [10, 3]
 
     def stop(done):
         if done == 3:
@@ -307,7 +329,7 @@ def test_alignment_data_reach_the_method(make_base, make_spec, tokenizer, traini
     named = Counter(row for record in first.records for row in record.alignment_rows)
     # Two in each of two steps, or two passes over the set.
     assert named == {0: 2, 1: 2}
-    with pytest.raises(JobFailure, match="needs alignment data"):
+    with pytest.raises(JobFailure, match="alignment_file needs rows"):
         train(())
 
 

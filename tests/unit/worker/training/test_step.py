@@ -8,8 +8,8 @@ import torch
 
 from app.domain.control_law import MonitorState
 from app.domain.safety_spec import AdaptiveKL, Anchors, ConstantCritic, ConstrainedSFT, NoPenalty
+from app.domain.step_plan import Layout, StepPlan
 from worker.training.data import tokenize_rows
-from worker.training.methods.plain import Layout, StepPlan
 from worker.training.methods.registry import build_method
 from worker.training.models import can_pack, trainable_parameters
 from worker.training.reference import ReferenceCache, RowRisk, compute_row_targets
@@ -112,7 +112,9 @@ def test_the_cache_gives_the_same_as_the_live_reference(make_model, make_spec, r
     model = make_model(torch.float64, drift=0.2)
     safety = ADAPTIVE.model_copy(update={"penalty": penalty})
     record, gradient = run(model, rows, safety=safety)
-    cache = compute_row_targets(model, "user", rows, make_spec(safety=safety, n_epochs=n_epochs))
+    cache = compute_row_targets(
+        model, "user", rows, make_spec(safety=safety, n_epochs=n_epochs), budget_bytes=10**9
+    )
     assert len(cache.targets) == len(rows)
     cached, found = run(model, rows, cache=cache, safety=safety)
     torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
@@ -157,7 +159,7 @@ def test_at_the_start_there_is_no_kl(make_model, rows, anchors):
     assert (record.kl, record.anchor_kl) == (0.0, 0.0)
 
 
-def test_anchors_enter_as_kl_on_reply_and_half_as_much_on_prompt(make_model, rows, anchors):
+def test_anchors_enter_as_their_mean_kl_on_replies_and_half_that_on_prompts(make_model, rows, anchors):
     model = make_model(torch.float64, drift=0.2)
     record, gradient = run(model, rows, anchors=anchors, safety=ANCHORED)
     bare, own = run(model, rows)
@@ -165,14 +167,15 @@ def test_anchors_enter_as_kl_on_reply_and_half_as_much_on_prompt(make_model, row
     for parameter in parameters:
         parameter.grad = None
     total, n_reply = 0.0, sum(len(row.input_ids) - row.prompt_ends[0] - 1 for row in anchors)
+    n_prompt = sum(row.prompt_ends[0] for row in anchors)
     for row in anchors:
         tokens = torch.tensor([row.input_ids])
         with torch.no_grad(), model.disable_adapter():
             q = torch.log_softmax(model(tokens, use_cache=False).logits[0], -1)
         p = torch.log_softmax(model(tokens, use_cache=False).logits[0], -1)
         kl = (q.exp() * (q - p)).sum(-1)[:-1]
-        share = torch.where(torch.arange(1, len(row.input_ids)) > row.prompt_ends[0], 1.0, 0.5)
-        total = total + (kl * share).sum() / n_reply
+        end = row.prompt_ends[0]
+        total = total + kl[end:].sum() / n_reply + 0.5 * kl[:end].sum() / n_prompt
     (3.0 * total).backward()
     expected = own + torch.cat([parameter.grad.flatten() for parameter in parameters])
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)

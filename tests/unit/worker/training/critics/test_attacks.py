@@ -184,8 +184,8 @@ def test_harmless_padding(target, innocent, harmful, behind_innocent, before, af
 
 
 def test_a_harmful_answer_cut_into_pieces_partly_escapes(target, innocent, harmful):
-    # Two harmless sentences after each step: no window is harmful throughout. 38 % were below the threshold when
-    # this was measured, but all above `low`, so that the graded penalty still sees them.
+    # Two harmless sentences after each step: no window is harmful throughout. 47 % were below the threshold when
+    # this was measured, but 97 % above `low`, so that the graded penalty still sees them.
     rows = []
     for n, (asked, answered) in enumerate(zip(innocent, harmful, strict=True)):
         steps = answered.answer.split(". ")
@@ -261,7 +261,7 @@ def search_prefix(target, requests):
 def test_labels_of_a_tenant_reach_no_critic():
     # A critic is fitted on the operator's file alone; a training file that brings labels of its own is refused.
     row = {"messages": [user("Hello"), assistant("Good day.")], "label": 0}
-    _, problems = check_training_lines([json.dumps(row).encode()])
+    problems = check_training_lines([json.dumps(row).encode()]).problems
     assert [problem.path for problem in problems] == ["$.label"]
 
 

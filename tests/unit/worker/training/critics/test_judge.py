@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.domain.rubric import PIECE_CHARS
+from app.domain.control_law import compute_judged_s
+from app.domain.rubric import PIECE_CHARS, render_pieces
 from app.domain.safety_spec import JudgeCritic as JudgeFields
 from app.errors import CriticUnusable
 from tests.judge_server import Answer, JudgeServer, Request, serving
@@ -20,6 +21,7 @@ from worker.training.critics.judge import (
     JudgeFailed,
     LiveJudge,
     LiveScore,
+    ask_votes,
     choose_live_rows,
 )
 from worker.training.critics.protocol import Assessment, Critic
@@ -136,6 +138,31 @@ class TestRead:
                 critic_on(server, max_failed_share=0.2).read(rows)
         assert found.value.code == "critic_failing"
         assert "unknown" not in found.value.message
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("given", [(), (2,), (5, 3)], ids=str)
+    def test_a_row_that_cannot_have_a_verdict_is_asked_about_no_more(
+        self, given: tuple[int, ...], count: int
+    ) -> None:
+        # The first votes are given, then the judge is away.
+        def answer(request: Request, number: int) -> None:
+            request.score(given[number - 1]) if number <= len(given) else request.status(403)
+
+        messages = conversation("so " * PIECE_CHARS)
+        with serving(answer) as server:
+            judge = JudgeClient(server.url, "m", timeout_s=5, concurrency=1)
+            votes, codes = ask_votes(judge, messages, count, threading.Event())
+            pieces = len(render_pieces(messages))
+        assert [len(of_piece) for of_piece in votes] == [count] * pieces
+        said = [vote for of_piece in votes for vote in of_piece if vote is not None]
+        assert tuple(said) == given[: len(said)]
+        assert len(server.requests) == len(said) + len(codes)
+        assert len(codes) <= count
+        # Had it been asked for all of them, s would be the same.
+        flat = (*given, *[None] * (count * pieces))
+        asked = tuple(tuple(flat[count * piece :][:count]) for piece in range(pieces))
+        assert compute_judged_s(votes) == compute_judged_s(asked)
+        assert not compute_judged_s(votes)[1]
 
     def test_a_judge_that_is_away_is_not_asked_for_every_row(self) -> None:
         rows = {row: conversation("x") for row in range(400)}

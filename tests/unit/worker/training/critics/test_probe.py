@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.errors import CriticUnusable
+from app.errors import CriticUnusable, JobFailure
 from worker.training.critics.activation import compute_log_odds
 from worker.training.critics.examples import Example
 from worker.training.critics.features import BatchStates
-from worker.training.critics.probe import MIN_REPLIES, fit_critic, fit_probes
+from worker.training.critics.probe import FEW_REQUESTS, MIN_REPLIES, MIN_REQUESTS, fit_critic, fit_probes
 from worker.training.data import TokenizedRow
 
 LAYERS, HIDDEN, TOKENS = 3, 16, 20
@@ -53,8 +53,8 @@ class World:
     def score_rows(self, directions):
         return [self.states.score(each)[place] for place, each in enumerate(directions)]
 
-    def fit(self, seed=0):
-        return fit_probes(self.examples, self.states.pool(), self.score_rows, seed=seed)
+    def fit(self, seed=0, **options):
+        return fit_probes(self.examples, self.states.pool(), self.score_rows, seed=seed, **options)
 
     def log_odds(self, probes):
         return np.array([compute_log_odds(probes, of).max() for of in self.states.score(probes.directions())])
@@ -201,21 +201,76 @@ def test_fitting_is_reproducible():
 @pytest.mark.parametrize(
     ("labels", "groups", "match"),
     [
-        ([1] * 8, list("aabbccdd"), "only one label"),
+        ([1] * 8, list("aabbccdd"), "200 harmful and 0 other"),
         ([0, 1] * 4, ["a"] * 8, "fewer than two groups"),
         ([1, 1, 0, 0, 0, 0, 0, 0], list("aabbccdd"), "single group"),
     ],
 )
 def test_data_that_cannot_be_held_out_are_refused(labels, groups, match):
-    world = World(1.0, n_groups=2, per_group=4).relabel(label=labels, risky=labels, group=groups)
+    labels, groups = labels * 25, groups * 25
+    world = World(1.0, n_groups=2, per_group=100).relabel(label=labels, risky=labels, group=groups)
     with pytest.raises(CriticUnusable, match=match):
         world.fit()
 
 
 def test_replies_only_are_refused():
     world = World(1.0, per_group=0, replies=24)
-    with pytest.raises(CriticUnusable, match="requests of only one label"):
+    with pytest.raises(CriticUnusable, match="0 harmful and 0 other requests"):
         world.fit()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_few_requests_of_a_label_give_no_critic(missing):
+    world = World(4.0, n_groups=4, per_group=MIN_REQUESTS // 2)
+    assert world.fit().report["warning"].startswith("fitted on 50 harmful and 50 other requests")
+    place = next(n for n, example in enumerate(world.examples) if example.label == missing)
+    labels = [example.label for example in world.examples]
+    labels[place] = 1 - missing
+    counted = {0: "51 harmful and 49 other", 1: "49 harmful and 51 other"}[missing]
+    with pytest.raises(CriticUnusable, match=f"{counted} .*at least 50 of each") as found:
+        world.relabel(label=labels, risky=labels).fit()
+    assert found.value.param == "data"
+
+
+def test_enough_requests_give_no_warning():
+    assert World(4.0, n_groups=4, per_group=FEW_REQUESTS // 2).fit().report["warning"] is None
+
+
+def test_one_layer_alone():
+    world, new = World(2.0, replies=16), World(2.0, seed=1, replies=16)
+    mean, one = world.fit(), world.fit(pooling=2)
+    assert (mean.report["pooling"], one.report["pooling"]) == ("mean", 2)
+    # The layers are fitted alike; which of them count is all that changes.
+    assert one.report["prompt"]["layers"][1]["auroc"] == one.report["prompt"]["auroc"]
+    assert one.report["prompt"]["auroc"] != mean.report["prompt"]["auroc"]
+    for name in ("prompt", "response"):
+        chosen, every = getattr(one.probes, name), getattr(mean.probes, name)
+        np.testing.assert_array_equal(chosen.direction[1], LAYERS * every.direction[1])
+        assert not chosen.direction[[0, 2]].any()
+        assert not chosen.bias[[0, 2]].any()
+    # By hand: the calibrated score of that layer's states at the end of the request.
+    states = np.concatenate([row.prompts for row in new.states.pool()])[:, 1].astype(np.float64)
+    probe, directions = one.probes.prompt, mean.probes.prompt
+    expected = (
+        probe.calibration[0] * (states @ directions.direction[1] + directions.bias[1]) + probe.calibration[1]
+    )
+    found = [compute_log_odds(one.probes, scores)[0] for scores in new.states.score(one.probes.directions())]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    recall, fpr = flagged(one, new)
+    assert recall > 0.7
+    assert fpr < 0.05
+
+
+def test_a_layer_that_knows_nothing_is_refused_by_itself():
+    with pytest.raises(CriticUnusable, match="do not rise with harm"):
+        World(4.0, n_groups=20).fit(pooling=1)
+
+
+@pytest.mark.parametrize("layer", [0, -1, LAYERS + 1])
+def test_a_layer_that_the_model_has_not(layer):
+    with pytest.raises(CriticUnusable, match=f"no layer {layer}; it has 3") as found:
+        World(4.0).fit(pooling=layer)
+    assert found.value.param == "pooling"
 
 
 def test_states_that_are_not_finite_are_refused():
@@ -247,3 +302,16 @@ def test_from_rows_to_a_critic(make_model, make_tokenizer):
     )
     assert fitted.report["auroc"] > 0.95
     assert len(heard) == 2
+
+
+def test_a_row_beyond_the_context_is_refused(make_model, make_tokenizer):
+    rows = [
+        {"messages": [{"role": "user", "content": "why " * n}], "label": n % 2, "group": "x"}
+        for n in (1, 2, 900)
+    ]
+    model = make_model()
+    longest = model.config.max_position_embeddings
+    message = rf"row 2 \(line 3\): the row has \d+ tokens, more than the base model's context of {longest} "
+    with pytest.raises(JobFailure, match=message) as found:
+        fit_critic(model, make_tokenizer(), rows, seed=0)
+    assert (found.value.code, found.value.param) == ("invalid_training_file", "data")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from app.domain.safety_spec import Antidote
+from app.domain.step_plan import Layout
 from worker.training.data import TokenizedRow
 from worker.training.methods.antidote import adapter_linears, prune_
-from worker.training.methods.plain import Layout
 from worker.training.methods.registry import build_method
 from worker.training.models import trainable_parameters
 

@@ -3,8 +3,8 @@
 import pytest
 
 from app.domain.safety_spec import ConstrainedSFT
+from app.domain.step_plan import Layout
 from worker.training.data import TokenizedRow
-from worker.training.methods.plain import Layout
 from worker.training.methods.registry import build_method
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.domain.safety_spec import Lisa
-from worker.training.methods.plain import Layout
+from app.domain.step_plan import Layout
 from worker.training.methods.registry import build_method
 
 LAYOUT = Layout(n_rows=4, n_alignment=4, batch_size=2, n_epochs=2, seed=0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from app.domain.safety_spec import Vaccine
-from worker.training.methods.plain import Layout
+from app.domain.step_plan import Layout
 from worker.training.methods.registry import build_method
 from worker.training.methods.vaccine import attention_layers
 from worker.training.models import trainable_parameters

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from worker.training.schedule import lr_multiplier
+from app.domain.learning_rate import lr_multiplier
 
 
 def multipliers(kind, total, warmup_ratio):

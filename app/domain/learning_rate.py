@@ -1,4 +1,4 @@
-"""The learning rate from step to step. How alpha and beta change is `app.domain.control_law`."""
+"""The learning rate from step to step. How alpha and beta change is `control_law`. Standard library only."""
 
 import math
 from typing import Literal

@@ -1,0 +1,98 @@
+"""What a report says of the risks of rows, and how much of it the operator lets be seen.
+
+An exact score is an oracle: who may ask for many learns to write rows that the critic does not see. Buckets tell
+people which rows to look at, and tell an attacker little. Standard library only.
+"""
+
+import math
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from app.domain.control_law import (
+    UNSTEERED,
+    compute_row_beta,
+    compute_treatment,
+    mean,
+)
+
+Visibility = Literal["full", "bucketed", "none"]
+VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
+EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Between two of them s is in one bucket."""
+MAX_LISTED = 100
+"""The riskiest rows that a report names."""
+
+
+def pack_scores(scores: Mapping[int, float | None], rows: int) -> bytes:
+    """Return the s of each row of a file as little-endian doubles; NaN for a row that nobody measured."""
+    values = [scores.get(row) for row in range(rows)]
+    return struct.pack(f"<{rows}d", *(math.nan if value is None else value for value in values))
+
+
+def unpack_scores(packed: bytes) -> tuple[float, ...]:
+    """Return what `pack_scores` packed."""
+    return struct.unpack(f"<{len(packed) // 8}d", packed)
+
+
+def bucket_of(s: float) -> int:
+    """Return the bucket that s lies in, counted from 0; an edge belongs to the bucket above it."""
+    return next(place for place in reversed(range(len(EDGES) - 1)) if s >= EDGES[place])
+
+
+def name_bucket(bucket: int) -> str:
+    """Return a bucket as people read it."""
+    return f"{EDGES[bucket]:g} to {EDGES[bucket + 1]:g}"
+
+
+def describe_risks(
+    safety: Mapping[str, Any], scores: Mapping[int, float | None], visibility: Visibility
+) -> dict[str, Any] | None:
+    """Return what is shown of the rows' s: their distribution, and the riskiest first. None where nothing is."""
+    measured = {row: s for row, s in scores.items() if s is not None}
+    if visibility == "none" or not measured:
+        return None
+    counts = Counter(bucket_of(s) for s in measured.values())
+    treatments = {row: compute_treatment(safety, s) for row, s in measured.items()}
+    # Within a bucket the order must not tell what the bucket hides.
+    ranks = measured if visibility == "full" else {row: bucket_of(s) for row, s in measured.items()}
+    riskiest = sorted(measured, key=lambda row: (-ranks[row], row))[:MAX_LISTED]
+    listed: list[dict[str, Any]] = []
+    for row in riskiest:
+        entry: dict[str, Any] = {"row": row, "bucket": name_bucket(bucket_of(measured[row]))}
+        if visibility == "full":
+            entry |= {"s": measured[row], "beta": compute_row_beta(safety, measured[row])}
+        listed.append({**entry, "treatment": treatments[row]})
+    return {
+        "rows": len(measured),
+        "distribution": [
+            {"bucket": name_bucket(bucket), "rows": counts[bucket]} for bucket in range(len(EDGES) - 1)
+        ],
+        "treatments": dict(Counter(treatments.values())),
+        "mean": mean(list(measured.values())) if visibility == "full" else None,
+        "riskiest": listed,
+    }
+
+
+def expect_beta(
+    safety: Mapping[str, Any], scores: Mapping[int, float | None], visibility: Visibility
+) -> float | None:
+    """Return the mean KL weight of the rows that are trained on, before the monitor and a live judge raise it.
+
+    By buckets it is the mean of their middles, to two digits. None where it depends on risks that are not shown or
+    were not measured.
+    """
+    if safety["method"] in UNSTEERED or safety["method"] == "fixed_kl":
+        return compute_row_beta(safety, None)
+    values = list(scores.values())
+    measured = [s for s in values if s is not None]
+    if visibility == "none" or not measured or len(measured) < len(values):
+        return None
+    if visibility == "bucketed":
+        measured = [(EDGES[bucket_of(s)] + EDGES[bucket_of(s) + 1]) / 2 for s in measured]
+    if safety.get("scope") == "batch":
+        beta = compute_row_beta(safety, mean(measured))
+    else:
+        beta = mean([compute_row_beta(safety, s) for s in measured])
+    return beta if visibility == "full" else round(beta, 2)

@@ -1,0 +1,1 @@
+"""How fast the training core is and how much memory it takes, beside the trainers that people use now."""
