@@ -2,8 +2,9 @@
 # make test    the tests
 # make check   lint and types
 # make serve   the service in the foreground; HOME_DIR=folder and PORT=number to choose
-# make bench   how fast training is, against plain training and other trainers; QUICK=1 for three minutes
+# make bench   how fast training is, against other trainers, and how fast the service is; QUICK=1 for four minutes
 # make prove   every attack against every method, over many seeds; QUICK=1 for three minutes, FULL=1 for everything
+# make conformance   openai clients of three generations, curl and generated requests against a server
 # make setup   .venv with everything in it; TORCH_INDEX=url chooses another build of torch
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check serve bench prove clean
+.PHONY: setup demo test check serve bench prove conformance clean
 
 setup: .venv/complete
 
@@ -30,8 +31,9 @@ setup: .venv/complete
 demo: setup
 	$(BIN)/python -m worker.miniature.demo
 
+# Two processes share the tests by files; one thread each, so that they leave each other a core.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
@@ -44,9 +46,13 @@ serve: setup
 bench: setup
 	$(PIP) --editable ".[bench]"
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.service $(if $(QUICK),--quick)
 
 prove: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.proving_ground
+
+conformance: setup
+	$(BIN)/python -m tests.conformance
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-output

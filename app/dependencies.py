@@ -1,47 +1,88 @@
 """What endpoints ask for."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 from sqlalchemy.orm import Session
 
-from app.auth import Caller, authenticate, require_operator
+from app.auth import Caller, authenticate, require
 from app.database import Database, read_only, unit_of_work
 from app.domain.safety_policy import SafetyPolicy
+from app.domain.scopes import Scope
+from app.errors import RateLimited
+from app.jobs.waker import Waker
+from app.logs import add_fields
+from app.rate_limits import RateLimiter, format_duration
 from app.settings import Settings
 
+BEARER = HTTPBearer(auto_error=False, description="A key of this service.")
+"""It only describes: `authenticate` reads the header."""
 
-def get_settings(request: Request) -> Settings:
+
+# Those that only look something up are async: a call in a thread would cost more than they do.
+async def get_settings(request: Request) -> Settings:
     """Return the settings that the application was made with."""
     settings: Settings = request.app.state.settings
     return settings
 
 
-def get_database(request: Request) -> Database:
+async def get_database(request: Request) -> Database:
     """Return the application's database."""
     database: Database = request.app.state.database
     return database
 
 
-def get_policy(request: Request) -> tuple[SafetyPolicy, str]:
+async def get_policy(request: Request) -> tuple[SafetyPolicy, str]:
     """Return the operator's policy and its digest."""
     policy: tuple[SafetyPolicy, str] = request.app.state.policy
     return policy
 
 
+async def get_waker(request: Request) -> Waker:
+    """Return what tells that a job has changed."""
+    waker: Waker = request.app.state.waker
+    return waker
+
+
 def get_caller(
+    request: Request,
     database: Annotated[Database, Depends(get_database)],
-    authorization: Annotated[str | None, Header()] = None,
+    _documented: Annotated[object, Depends(BEARER)],
 ) -> Caller:
-    """Return the caller, in a transaction of its own that is over before the endpoint begins."""
-    return authenticate(database, authorization)
-
-
-def get_operator(caller: Annotated[Caller, Depends(get_caller)]) -> Caller:
-    """Return the caller where it is an operator. Raises PermissionDenied."""
-    require_operator(caller)
+    """Return the caller, in a transaction of its own that is over before the endpoint begins, and count the request."""
+    caller = authenticate(database, request.headers.get("authorization"))
+    job_id = request.path_params.get("job_id")
+    add_fields(project=caller.project_id, key=caller.key_id, job=job_id and job_id[:64])
+    limiter: RateLimiter | None = request.app.state.rate_limiter
+    allowance = limiter.count(caller.key_id) if limiter is not None else None
+    if allowance is not None:
+        request.state.reply_headers = allowance.headers()
+        if not allowance.granted:
+            raise RateLimited(
+                f"this key may send {allowance.limit} requests a minute and has; come again in"
+                f" {format_duration(allowance.reset_s)}, or ask the operator to raise TETHER_REQUESTS_PER_MINUTE"
+            )
     return caller
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A dependency that lets a request through whose key has a scope. `check_routes` finds it on a route."""
+
+    scope: Scope
+
+    async def __call__(self, caller: Annotated[Caller, Depends(get_caller)]) -> Caller:
+        """Return the caller. Raises PermissionDenied."""
+        require(caller, self.scope)
+        return caller
+
+
+def needs(scope: Scope) -> Any:
+    """Declare the scope that a route needs: `@router.get("/x", dependencies=[needs(Scope.JOBS_READ)])`."""
+    return Depends(Needs(scope))
 
 
 def get_session(database: Annotated[Database, Depends(get_database)]) -> Iterator[Session]:
@@ -58,9 +99,9 @@ def get_read_session(database: Annotated[Database, Depends(get_database)]) -> It
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 DatabaseDep = Annotated[Database, Depends(get_database)]
+WakerDep = Annotated[Waker, Depends(get_waker)]
 PolicyDep = Annotated[tuple[SafetyPolicy, str], Depends(get_policy)]
 CallerDep = Annotated[Caller, Depends(get_caller)]
-OperatorDep = Annotated[Caller, Depends(get_operator)]
 # With the scope "function" the commit happens before the answer leaves; by default it would come after.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]

@@ -5,6 +5,8 @@ wire's error form, so that one handler can turn any of them into a reply, and it
 a process boundary.
 """
 
+from typing import Any
+
 
 class TetherError(Exception):
     """Base of every error that Tether raises on purpose."""
@@ -23,9 +25,13 @@ class TetherError(Exception):
         # Exception's own __reduce__ would lose the keyword arguments.
         return _rebuild, (type(self), self.message, self.param, self.code)
 
-    def to_wire(self) -> dict[str, str | None]:
+    def to_wire(self) -> dict[str, Any]:
         """Return the inner object of OpenAI's error form: message, type, param, code."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the message as a terminal shows it."""
+        return (self.message,)
 
 
 def _rebuild(cls: type[TetherError], message: str, param: str | None, code: str | None) -> TetherError:
@@ -41,9 +47,31 @@ class InvalidRequest(TetherError):
 
 
 class InvalidTrainingFile(InvalidRequest):
-    """A data file is wrong; the message names line and JSON path."""
+    """A data file is wrong; the message names line and JSON path. Several problems of a file stand one behind another."""
 
     code = "invalid_training_file"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: tuple[str, ...] = (),
+        param: str | None = None,
+        code: str | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(f"{message}: {'; '.join(problems)}" if problems else message, param=param, code=code)
+        self.details = details or {}
+        """Fields of the wire's error object beside its four: what is wrong, for programs."""
+        self._lines = (f"{message}:", *(f"  {each}" for each in problems)) if problems else (message,)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the wire's error object with the details beside."""
+        return {**super().to_wire(), **self.details}
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the message with a line for each problem."""
+        return self._lines
 
 
 class PolicyViolation(InvalidRequest):
@@ -84,12 +112,44 @@ class Conflict(TetherError):
     code = "conflict"
 
 
+class QuotaExceeded(TetherError):
+    """The project has used up what it may use. Asking again does not help."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class RateLimited(TetherError):
+    """The key sent more requests than it may in a minute. Asking again later helps."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+
 class PayloadTooLarge(TetherError):
     """The body is larger than the operator's limit."""
 
     status = 413
     type = "invalid_request_error"
     code = "payload_too_large"
+
+
+class NotSupported(TetherError):
+    """The wire has this and this service does not; the message says what to do instead."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_supported"
+
+
+class TooManyWatchers(TetherError):
+    """More streams and long polls are open than one process, or one project, may have."""
+
+    status = 429
+    type = "invalid_request_error"
+    code = "too_many_watchers"
 
 
 class StorageUnavailable(TetherError):

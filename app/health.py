@@ -18,6 +18,7 @@ from app.migration import current_revision, newest_revision
 from app.models.base_model import BaseModel
 from app.queue import check_broker
 from app.safety_sets.repository import get_newest_set
+from app.safety_sets.service import how_to_register_anchors
 from app.settings import Settings
 from app.work.repository import list_live_queues
 
@@ -89,4 +90,4 @@ def mend_anchors(session: Session, base: BaseModel) -> str | None:
     """Return that a base model has no anchors and what to do; None where it has some."""
     if get_newest_set(session, base, "anchors") is not None:
         return None
-    return f"has no anchors; run: tether anchors add --base {base.name} --data FILE"
+    return f"has no anchors; {how_to_register_anchors(base)}"

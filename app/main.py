@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,21 +15,41 @@ from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import health
+from app import health, metrics
+from app.api_page import add_api_page
 from app.base_models import endpoints as base_models
+from app.conditional import ReplyCache
 from app.critics import endpoints as critics
 from app.database import Database, open_engine
 from app.domain.safety_policy import load_policy
-from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, TetherError
+from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, RateLimited, TetherError
 from app.files import endpoints as files
 from app.jobs import endpoints as jobs
+from app.jobs.live import look, read_head
+from app.jobs.waker import Waker
+from app.keys import endpoints as keys
+from app.logs import begin_fields
+from app.metrics import Metrics
+from app.openapi import DescribedApi
+from app.permissions import endpoints as permissions
+from app.projects import endpoints as projects
 from app.queue import build_publisher
+from app.rate_limits import build_rate_limiter
+from app.reports import endpoints as reports
+from app.route_check import check_routes, prove_closed
 from app.safety_sets import endpoints as safety_sets
 from app.settings import Settings
+from app.unsupported import router as unsupported
+from app.uploads import endpoints as uploads
+from app.usage import endpoints as usage
+from app.webhooks import endpoints as webhooks
 
 log = logging.getLogger(__name__)
+requests_log = logging.getLogger("app.requests")
 
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 FORM_BYTES = 64 * 1024
+CURVE_CACHE_BYTES = 32 * 1024 * 1024
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -36,15 +57,38 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await prove_closed(app)
         yield
         app.state.database.engine.dispose()
 
-    app = FastAPI(title="Tether", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = DescribedApi(title="Tether", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.state.policy = load_policy(settings.policy_file)
     app.state.database = Database(open_engine(settings.database_url), build_publisher(settings))
-    for part in (health, files, jobs, base_models, critics, safety_sets):
+    app.state.waker = Waker(partial(look, app.state.database), partial(read_head, app.state.database))
+    app.state.metrics = Metrics(app.state.database)
+    app.state.curves = ReplyCache(CURVE_CACHE_BYTES)
+    app.state.rate_limiter = build_rate_limiter(settings)
+    for part in (
+        health,
+        metrics,
+        files,
+        jobs,
+        base_models,
+        critics,
+        safety_sets,
+        keys,
+        projects,
+        usage,
+        webhooks,
+        uploads,
+        permissions,
+        reports,
+    ):
         app.include_router(part.router)
+    app.include_router(unsupported)
+    add_api_page(app)
+    check_routes(app)
     # What a form has around its file fits into the second part.
     app.add_middleware(BodyLimit, max_bytes=settings.max_file_bytes + FORM_BYTES)
     app.add_middleware(RequestId)
@@ -91,26 +135,47 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         request_id = f"req_{uuid.uuid4().hex}"
+        begin_fields(request=request_id)
         # Starlette answers an unexpected error outside of this middleware; `_on_any_error` finds the id here.
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
 
+        status = 500
+        answered_s: float | None = None
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal status, answered_s
             if message["type"] == "http.response.start":
-                elapsed_ms = int((time.monotonic() - started) * 1000)
+                status, answered_s = message["status"], time.monotonic() - started
+                elapsed_ms = int(answered_s * 1000)
                 message["headers"] = [
                     *message.get("headers", []),
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", str(elapsed_ms).encode()),
+                    *scope["state"].get("reply_headers", ()),
                 ]
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            _note_request(scope, status, time.monotonic() - started, answered_s)
+
+
+def _note_request(scope: Scope, status: int, ended_s: float, answered_s: float | None) -> None:
+    """Count and log a request that is over. A stream counts until it began, and is logged with its whole length."""
+    route = getattr(scope.get("route"), "path", "unknown")
+    # A client may invent methods, and every one would be a series of its own.
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    scope["app"].state.metrics.count(method, route, status, ended_s if answered_s is None else answered_s)
+    fields = {"method": method, "route": route, "status": status, "duration_ms": round(ended_s * 1000, 1)}
+    requests_log.info("request", extra={"fields": fields})
 
 
 def _reply(error: TetherError) -> JSONResponse:
     # A client that retries a conflict, or a refusal that no retry can change, only adds load.
-    headers = {} if error.status >= 500 and error.status != 501 else {"x-should-retry": "false"}
+    passes = isinstance(error, RateLimited) or (error.status >= 500 and error.status != 501)
+    headers = {} if passes else {"x-should-retry": "false"}
     return JSONResponse({"error": error.to_wire()}, status_code=error.status, headers=headers)
 
 
@@ -164,7 +229,8 @@ def describe_validation_error(error: RequestValidationError) -> InvalidRequest:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {first['ctx']['error']}", param=None)
-    path = locate(first["loc"][1:], error.body, missing=first["type"] == "missing")
+    body = error.body if first["loc"][0] == "body" else None
+    path = locate(first["loc"][1:], body, missing=first["type"] == "missing")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown field; this service does not know it, and nothing is ignored silently"

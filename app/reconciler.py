@@ -12,17 +12,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.base_models.weights import remove_unwanted_weights
 from app.database import Database, read_only, unit_of_work
 from app.domain.job import Desired, State
 from app.errors import LeaseLost
 from app.files.repository import get_file
-from app.files.service import remove_deleted_bytes
+from app.files.service import delete_expired, remove_deleted_bytes
+from app.idempotency import forget_replies
 from app.jobs import repository as jobs
 from app.jobs import service
 from app.models.work import Work
+from app.reports.service import forget_texts
 from app.settings import Settings
+from app.uploads.service import clean_up as clean_up_uploads
 from app.work import repository
 from app.work import service as work_service
+from app.work.fair_queue import note_turns
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +55,18 @@ def reconcile(database: Database, settings: Settings) -> None:
     for work_id in expired:
         _repair(database, settings, work_id, _end_lease)
     for work_id in unwanted:
-        _repair(database, settings, work_id, _end_unwanted)
+        _repair(database, settings, work_id, _stop_unwanted)
     for work_id in validating:
         _repair(database, settings, work_id, _advance_validating)
     for work_id in unannounced:
         _repair(database, settings, work_id, _announce)
+    note_turns(database, settings, "gpu")
+    delete_expired(database)
     remove_deleted_bytes(database, settings)
+    forget_texts(database)
+    clean_up_uploads(database, settings)
+    remove_unwanted_weights(database, settings)
+    forget_replies(database)
 
 
 def _repair(database: Database, settings: Settings, work_id: str, repair: Repair) -> None:
@@ -81,10 +92,10 @@ def _end_lease(session: Session, settings: Settings, work: Work) -> None:
     work_service.release(session, settings, work, reason="its worker fell silent")
 
 
-def _end_unwanted(session: Session, _: Settings, work: Work) -> None:
-    """Cancel queued work whose cancellation its last owner did not see any more."""
-    if work.state == State.QUEUED and work.desired == Desired.CANCEL and repository.take_over(session, work):
-        work_service.end(session, work, State.CANCELLED, None)
+def _stop_unwanted(session: Session, _: Settings, work: Work) -> None:
+    """Cancel or pause queued work whose last owner did not see any more that the client wants it."""
+    if work.state == State.QUEUED and work.desired != Desired.RUN and repository.take_over(session, work):
+        work_service.obey(session, work)
 
 
 def _advance_validating(session: Session, _: Settings, work: Work) -> None:
@@ -99,7 +110,11 @@ def _advance_validating(session: Session, _: Settings, work: Work) -> None:
             continue
         file = get_file(session, job.project_id, file_id)
         if file is None or file.status == "error":
-            found = "was deleted" if file is None else f"cannot be trained on: {file.status_details}"
+            found = (
+                "was deleted or has expired"
+                if file is None
+                else f"cannot be trained on: {file.status_details}"
+            )
             error = {
                 "code": "invalid_training_file",
                 "message": f"{param}: {file_id} {found}",

@@ -8,19 +8,23 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from app import storage
 from app.database import Database, open_engine, unit_of_work
 from app.domain.safety_policy import load_policy
 from app.errors import ConfigurationError
+from app.jobs.waker import Waker
 from app.keys.service import ensure_admin_key
 from app.main import create_app
 from app.migration import migrate
 from app.queue import QUEUES, build_publisher
 from app.reconciler import run_reconciler
 from app.settings import Settings, make_home
+from app.webhooks.delivery import run_deliveries
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ def prepare(settings: Settings) -> str | None:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Run API and reconciler here and a worker per queue as children, until SIGTERM or Ctrl-C."""
+    """Run API, reconciler and webhooks here and a worker per queue as children, until SIGTERM or Ctrl-C."""
     # What can go wrong with the port and the policy goes wrong before a key is made that nobody would see.
     listening = _listen(host, port)
     load_policy(settings.policy_file)
@@ -58,6 +62,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     database = Database(open_engine(settings.database_url), build_publisher(settings))
     threads = [
         threading.Thread(target=run_reconciler, args=(database, settings, stop), name="reconciler"),
+        threading.Thread(target=run_deliveries, args=(database, settings, stop), name="webhooks"),
         threading.Thread(target=supervise_workers, args=(settings, stop), name="supervisor"),
     ]
     for thread in threads:
@@ -76,17 +81,29 @@ def run_api(settings: Settings, host: str, port: int) -> None:
     _build_server(settings, host, port).run()
 
 
-def _build_server(settings: Settings, host: str, port: int) -> uvicorn.Server:
-    config = uvicorn.Config(
+class Server(uvicorn.Server):
+    """Uvicorn that tells streams and long polls when it stops, which they would keep from ending."""
+
+    def __init__(self, app: FastAPI, **options: Any) -> None:
+        super().__init__(uvicorn.Config(app, **options))
+        self._waker: Waker = app.state.waker
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what waits, then stop as usual."""
+        self._waker.close()
+        await super().shutdown(sockets)
+
+
+def _build_server(settings: Settings, host: str, port: int) -> Server:
+    server = Server(
         create_app(settings),
         host=host,
         port=port,
+        log_config=None,
         log_level="warning",
         server_header=False,
-        # An open stream must not keep the process from ending.
         timeout_graceful_shutdown=5,
     )
-    server = uvicorn.Server(config)
 
     def leave(*_: object) -> None:
         server.should_exit = True

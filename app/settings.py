@@ -1,9 +1,11 @@
 """Every setting of the service, read once from a mapping. Nothing else reads the environment."""
 
 import os
+import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -14,7 +16,7 @@ PREFIX = "TETHER_"
 CLIENT_VARIABLES = frozenset({"TETHER_URL"})
 """Read by commands that speak to a running service, not by the service."""
 TEST_VARIABLES = "TETHER_TEST_"
-SECRETS = frozenset({"api_key", "judge_api_key"})
+SECRETS = frozenset({"api_key", "judge_api_key", "mlflow_token"})
 """Fields that are shown to nobody, not even in an error about them."""
 
 TRAINER_DEFAULTS = {
@@ -91,6 +93,9 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads of a trainer on the CPU. 0: as many as torch chooses."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of log lines: text for people, json for machines."
+    )
     judge_url: str = Field(
         "",
         description="Base URL of the OpenAI-compatible server that judges, such as http://localhost:8001/v1. Default:"
@@ -105,6 +110,48 @@ class Settings(BaseModel):
     )
     judge_concurrency: Annotated[int, Field(ge=1, le=256)] = Field(
         8, description="Verdicts that a job asks for at once."
+    )
+    mlflow_tracking_uri: str = Field(
+        "",
+        description="Base URL of the MLflow server that jobs may be exported to, such as http://mlflow.internal:5000."
+        " Default: none, and jobs with such an integration are refused.",
+    )
+    mlflow_token: SecretStr | None = Field(
+        None, description="Bearer token for the MLflow server. Only workers need it. Default: none is sent."
+    )
+    webhook_private_hosts: str = Field(
+        "",
+        description="Hosts, separated by commas and without ports, to which webhooks may go by plain HTTP and at private"
+        " addresses, such as 127.0.0.1,hooks.internal. Default: none.",
+    )
+    webhook_timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
+        10.0, description="Time that the receiver of a webhook has for its reply."
+    )
+    webhook_log_days: Annotated[int, Field(ge=4)] = Field(
+        30, description="Days after which a delivery of a webhook leaves the log."
+    )
+
+    requests_per_minute: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Requests that a key may send in a minute, counted in the broker's Redis where it is one, else in"
+        " each API process. 0: no limit.",
+    )
+    project_storage_bytes: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Bytes of files, uploads under way and weights that a project may keep, unless it has a limit of its"
+        " own. 0: no limit.",
+    )
+    project_running_jobs: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Jobs of a project that run at the same time, likewise; more of them wait. 0: no limit.",
+    )
+    project_queued_jobs: Annotated[int, Field(ge=0)] = Field(
+        1000, description="Jobs of a project that wait at the same time, likewise. 0: no limit."
+    )
+    project_gpu_seconds: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Seconds that workers of the queue gpu may spend on a project in a calendar month, likewise. 0: no"
+        " limit.",
     )
 
     @model_validator(mode="after")
@@ -126,9 +173,41 @@ class Settings(BaseModel):
             raise ValueError(
                 "TETHER_JUDGE_URL is not of the form http://host:port/v1 or https://…, without user, query and fragment"
             )
+        if self.judge_url.rstrip("/").endswith("/chat/completions"):
+            raise ValueError(
+                "TETHER_JUDGE_URL is the base URL, such as http://host/v1: leave /chat/completions off"
+            )
         key = self.judge_api_key.get_secret_value() if self.judge_api_key else ""
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ValueError("TETHER_JUDGE_API_KEY has characters that no HTTP header can carry")
+        return self
+
+    @model_validator(mode="after")
+    def _private_hosts_are_hosts(self) -> "Settings":
+        wrong = [each for each in self.private_hosts if not _is_host(each)]
+        if wrong:
+            raise ValueError(
+                f"TETHER_WEBHOOK_PRIVATE_HOSTS: {wrong[0]!r} is not a host's name or address alone, such as hooks.internal"
+                " or ::1"
+            )
+        return self
+
+    @property
+    def private_hosts(self) -> frozenset[str]:
+        """The hosts of TETHER_WEBHOOK_PRIVATE_HOSTS."""
+        named = (each.strip().lower() for each in self.webhook_private_hosts.split(","))
+        return frozenset(each for each in named if each)
+
+    @model_validator(mode="after")
+    def _mlflow_is_usable(self) -> "Settings":
+        if self.mlflow_tracking_uri and not _is_plain_url(self.mlflow_tracking_uri):
+            raise ValueError(
+                "TETHER_MLFLOW_TRACKING_URI is not of the form http://host:port or https://…, without user, query and"
+                " fragment"
+            )
+        token = self.mlflow_token.get_secret_value() if self.mlflow_token else ""
+        if not (token.isascii() and token.isprintable() and " " not in token):
+            raise ValueError("TETHER_MLFLOW_TOKEN has characters that no HTTP header can carry")
         return self
 
     @property
@@ -145,8 +224,10 @@ class Settings(BaseModel):
     def child_environment(self) -> dict[str, str]:
         """Return the environment of a child process: ours, with these settings; the API's key stays behind."""
         values = self.model_dump(mode="json", exclude=set(SECRETS), exclude_none=True)
-        if self.judge_api_key is not None:
-            values["judge_api_key"] = self.judge_api_key.get_secret_value()
+        for name in ("judge_api_key", "mlflow_token"):
+            secret_value: SecretStr | None = getattr(self, name)
+            if secret_value is not None:
+                values[name] = secret_value.get_secret_value()
         secret = {PREFIX + name.upper() for name in SECRETS}
         ours = {name: value for name, value in os.environ.items() if name not in secret}
         return {
@@ -165,6 +246,14 @@ def _is_plain_url(url: str) -> bool:
     printable = url.isascii() and url.isprintable() and " " not in url
     plain = "@" not in parts.netloc and "?" not in url and "#" not in url
     return parts.scheme in ("http", "https") and bool(parts.hostname) and printable and plain
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", text) is not None
+    return True
 
 
 def make_home(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """Which databases the tests run on. No test touches a server that the environment does not point it at."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,19 @@ from tests.object_store import make_bucket, point_at, s3_server
 from tests.support import database_on
 
 POSTGRESQL = os.environ.get("TETHER_TEST_DATABASE_URL")
-REDIS = os.environ.get("TETHER_TEST_REDIS_URL")
+
+
+def _find_redis() -> str | None:
+    """Return the Redis to use. Of several processes that share the tests, each takes a database of its own."""
+    url = os.environ.get("TETHER_TEST_REDIS_URL")
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    if url is None or worker == "0":
+        return url
+    server, _, number = url.rpartition("/")
+    return f"{server}/{int(number) + int(worker)}"
+
+
+REDIS = _find_redis()
 BACKENDS = (
     "sqlite",
     pytest.param(
@@ -18,6 +31,15 @@ BACKENDS = (
         marks=pytest.mark.skipif(POSTGRESQL is None, reason="TETHER_TEST_DATABASE_URL names no PostgreSQL"),
     ),
 )
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """Give the root logger back as it was: what runs in this process may set it up for a stream that a test closes."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = before
 
 
 @pytest.fixture(params=BACKENDS)

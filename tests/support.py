@@ -118,4 +118,4 @@ def add_job(database: Database, folder: Path, **fields: Any) -> str:
         file.status = fields.pop("file_status", "processed")
         body = JobCreate(model="model", training_file=file.id, **fields)
         caller = Caller(project_id=DEFAULT_PROJECT, key_id="key_1")
-        return create_job(session, caller, *load_policy(None), body).id
+        return create_job(session, caller, *load_policy(None), body, settings=settings_in(folder)).id

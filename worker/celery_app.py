@@ -16,10 +16,12 @@ from celery.signals import worker_ready, worker_shutdown
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import Database, open_engine, read_only, unit_of_work
+from app.logs import configure_logs
 from app.models.base import new_id
 from app.queue import QUEUES, WAKE, build_celery, build_publisher
 from app.settings import Settings, load_settings
-from app.work.repository import is_claimable, record_worker, remove_worker
+from app.work.fair_queue import find_next
+from app.work.repository import record_worker, remove_worker
 from worker.orphan import die_with
 from worker.tasks import Processes
 
@@ -36,8 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.parent is not None:
         die_with(arguments.parent)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run_worker(load_settings(), arguments.queue)
+    settings = load_settings()
+    configure_logs(settings.log_format)
+    run_worker(settings, arguments.queue)
 
 
 def run_worker(settings: Settings, queue: str) -> None:
@@ -46,11 +49,11 @@ def run_worker(settings: Settings, queue: str) -> None:
     stop = threading.Event()
     database = Database(open_engine(settings.database_url), build_publisher(settings))
 
-    def is_claimable_now(work_id: str) -> bool:
+    def has_work() -> bool:
         with read_only(database) as session:
-            return is_claimable(session, work_id)
+            return find_next(session, settings, queue) is not None
 
-    processes = Processes(settings, is_claimable_now)
+    processes = Processes(settings, queue, has_work)
     celery.task(name=WAKE)(processes.wake)
     liveness = threading.Thread(target=_tell_liveness, args=(database, queue, stop), name="liveness")
 

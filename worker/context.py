@@ -19,6 +19,10 @@ class Cancelled(Exception):
     """The client wants the work to end."""
 
 
+class Paused(Exception):
+    """The work is to pause; nobody goes on with it before it is resumed."""
+
+
 class Context:
     """The surroundings of one piece of work."""
 
@@ -27,6 +31,8 @@ class Context:
         self.settings = settings
         self.lease = lease
         self.preempted = False
+        self.pause_due = False
+        """Whether the job itself has asked for a pause."""
 
     def preempt(self) -> None:
         """Ask the work to stop at its next boundary."""
@@ -42,10 +48,17 @@ class Context:
         """Whether the client wants the work to end."""
         return self.lease.desired is Desired.CANCEL
 
+    @property
+    def pausing(self) -> bool:
+        """Whether the client, or the job itself, wants the work to pause."""
+        return self.pause_due or self.lease.desired is Desired.PAUSE
+
     def check(self) -> None:
-        """Raise where the work must stop here: LeaseLost, Cancelled or Preempted."""
+        """Raise where the work must stop here: LeaseLost, Cancelled, Paused or Preempted."""
         self.lease.check()
         if self.cancelled:
             raise Cancelled("cancelled by the client")
+        if self.pausing:
+            raise Paused("asked to pause")
         if self.preempted:
             raise Preempted("told to stop")

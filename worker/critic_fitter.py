@@ -6,9 +6,8 @@ from pathlib import Path
 from app import storage
 from app.base_models.service import hash_file, verify_base_model
 from app.database import unit_of_work
-from app.domain.dataset import parse_rows
+from app.domain.dataset import parse_rows, read_lines
 from app.domain.job import State
-from app.files.service import read_lines
 from app.models.base import utc_now
 from app.models.base_model import BaseModel, Critic
 from app.work import repository
@@ -31,7 +30,15 @@ def fit_critic(context: Context) -> None:
     model, tokenizer = load_base(Path(base_row.path), device=choose_device())
     with storage.open_stored(context.settings.storage, args["data_sha256"]) as file:
         rows = parse_rows(read_lines(file))
-    fitted = probe.fit_critic(model, tokenizer, rows, seed=SEED, on_progress=context.check)
+    fitted = probe.fit_critic(
+        model,
+        tokenizer,
+        rows,
+        seed=SEED,
+        # An earlier version asked for critics without it.
+        pooling=args.get("pooling", "mean"),
+        on_progress=context.check,
+    )
     with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:
         folder = Path(temporary)
         digest = save_critic(

@@ -12,20 +12,25 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from app.audit.repository import append_leaf, load_risk_table, save_risk_table
+from app.audit.repository import append_leaf, iterate_leaves, load_risk_table, save_risk_table
 from app.database import read_only, unit_of_work
+from app.domain.control_law import is_too_much
 from app.domain.job import Desired, State
-from app.domain.ledger import digest_of
+from app.domain.ledger import digest_of, kind_of, parse_leaf
 from app.domain.risk_table import RiskRow as RiskEntry
 from app.domain.risk_table import build_risk_table, parse_risk_row
 from app.domain.step_record import StepRecord
 from app.domain.training_spec import TrainingSpec
+from app.errors import JobFailure
 from app.jobs import repository
 from app.models.base import utc_now
 from app.models.job import Checkpoint, Job, Step
+from app.models.webhook import EventType
 from app.storage import Stored
+from app.webhooks.events import announce
 from app.work import repository as work_repository
-from worker.context import Context
+from app.work import service as work_service
+from worker.context import Context, Paused
 from worker.training.critics.judge import LiveScore
 from worker.training.loop import Drift
 
@@ -47,6 +52,7 @@ class Journal:
         self._policy_sha256 = policy_sha256
         self._total_steps = 0
         self._steps = 0
+        self._steps_of_rows = 0
         self._tokens = 0
         self._risk_sum = 0.0
         self._beta_sum = 0.0
@@ -54,6 +60,7 @@ class Journal:
         self._steps_before = 0
         self._last_event_at = float("-inf")
         self._last: Mapping[str, Any] | None = None
+        self._is_too_far = False
 
     def begin(
         self,
@@ -80,7 +87,7 @@ class Journal:
                     "device": device,
                 },
             )
-            session.execute(delete(Step).where(Step.job_id == job.id, Step.step > from_step))
+            repository.forget_steps(session, job, after=from_step)
             session.execute(
                 delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step > from_step)
             )
@@ -96,9 +103,29 @@ class Journal:
             work_repository.move(session, work, State.RUNNING)
 
     def load_risks(self) -> list[RiskEntry]:
-        """Return the risk table that an earlier attempt committed to; empty before the first."""
+        """Return the risk table that an earlier attempt committed to; empty before the first.
+
+        Raises JobFailure where that was an older version of Tether.
+        """
         with read_only(self._context.database) as session:
-            return [parse_risk_row(entry) for entry in load_risk_table(session, self._context.lease.work_id)]
+            entries = load_risk_table(session, self._context.lease.work_id)
+        try:
+            return [parse_risk_row(entry) for entry in entries]
+        except ValueError as error:
+            raise from_older_version() from error
+
+    def load_sets(self) -> dict[str, Mapping[str, Any]]:
+        """Return what an earlier attempt recorded of the registered sets, by the name of the leaf."""
+        found: dict[str, Mapping[str, Any]] = {}
+        with read_only(self._context.database) as session:
+            for leaf in iterate_leaves(session, self._context.lease.work_id):
+                record = parse_leaf(leaf)
+                kind = kind_of(record)
+                if kind == "step":
+                    break
+                if kind in ("anchors", "alignment"):
+                    found[kind] = record["body"]
+        return found
 
     def plan_steps(self, total_steps: int) -> None:
         """Correct the number of steps, now that it is known which rows are dropped."""
@@ -163,16 +190,26 @@ class Journal:
         monitor = self._spec.safety.monitor
         if monitor is None:
             raise ValueError("a drift was measured in a job without a monitor")
+        law = monitor.model_dump()
         with unit_of_work(self._context.database) as session:
             self._append(session, "monitor", body)
             job = repository.load_job(session, self._context.lease.work_id)
             repository.save_drift(session, job, drift.step, _finite_or_none(drift.kl))
-            if not drift.kl <= monitor.limit:
-                message = (
-                    f"Step {drift.step}: the model has drifted {drift.kl:.3f} nats a token from its reference on"
-                    f" prompts that nobody trains on; the limit is {monitor.limit:g}"
-                )
-                repository.add_event(session, job, message, level="warn")
+            # Told when the limit is passed, not at every measurement beyond it.
+            was_too_far, self._is_too_far = self._is_too_far, is_too_much(law, drift.kl)
+            if not self._is_too_far:
+                return
+            if not was_too_far:
+                announce(session, job.project_id, EventType.SAFETY_ALERT, job.id)
+            message = (
+                f"after step {drift.step} the model has drifted {drift.kl:.3f} nats a token from its reference on"
+                f" prompts that nobody trains on; the limit is {monitor.limit:g}"
+            )
+            if monitor.action == "pause":
+                work_service.ask_for_pause(session, job.work, by="monitor", reason=message)
+                self._context.pause_due = True
+            else:
+                repository.add_event(session, job, message[0].upper() + message[1:], level="warn")
 
     def record_live(self, step: int, scores: Sequence[LiveScore]) -> None:
         """Record what a live judge has said, before the first step that it counts for."""
@@ -209,13 +246,15 @@ class Journal:
         folder: str,
         files: dict[str, str],
         name: str | None,
+        adapter_sha256: str | None,
     ) -> None:
         """Commit a checkpoint: from here on the job resumes from it."""
         digest = digest_of(files)
         with unit_of_work(self._context.database) as session:
             work = self._context.lease.load(session)
             job = repository.load_job(session, work.id)
-            self._append(session, "ckpt", {"step": step, "kind": kind, "sha256": digest, "files": files})
+            body = {"step": step, "kind": kind, "sha256": digest, "files": files}
+            self._append(session, "ckpt", {**body, "adapter_sha256": adapter_sha256})
             repository.add_checkpoint(
                 session,
                 job,
@@ -224,11 +263,30 @@ class Journal:
                 digest=digest,
                 folder=folder,
                 name=name,
+                adapter_sha256=adapter_sha256,
                 metrics=self._checkpoint_metrics(session, job, step),
             )
             work_repository.note_progress(session, work.id, work.epoch)
             if name is not None:
                 repository.add_event(session, job, f"Checkpoint created at step {step}: {name}")
+
+    def begin_pause(self) -> bool:
+        """Move to pausing before the last checkpoint is written; say whether the pause still stands."""
+        with unit_of_work(self._context.database) as session:
+            work = self._context.lease.load(session)
+            if "pause" in work.args:
+                work_repository.move(session, work, State.PAUSING)
+                return True
+            self._context.lease.desired = Desired(work.desired)
+            return False
+
+    def end_training(self) -> None:
+        """Move to finalising after the last step. Raises Paused where the job is to pause before that."""
+        with unit_of_work(self._context.database) as session:
+            work = self._context.lease.load(session)
+            if "pause" in work.args:
+                raise Paused("asked to pause before its adapter is published")
+            work_repository.move(session, work, State.FINALISING)
 
     def append_published(self, session: Session, step: int, stored: Stored, files: dict[str, str]) -> None:
         """Record which adapter is released, in the transaction that releases it."""
@@ -243,8 +301,11 @@ class Journal:
     def _add(self, record: Mapping[str, Any]) -> None:
         self._steps += 1
         self._tokens += 0 if record.get("skipped") else record["tokens"]
-        self._risk_sum += record["risk_mean"] or 0.0
-        self._beta_sum += record["beta_mean"]
+        if record["rows"]:
+            # A step of alignment data alone says nothing of the user's.
+            self._steps_of_rows += 1
+            self._risk_sum += record["risk_mean"] or 0.0
+            self._beta_sum += record["beta_mean"]
 
     def _show(self, job: Job) -> None:
         """Put the running numbers and the estimate of the end into the job's row."""
@@ -252,8 +313,10 @@ class Journal:
         job.trained_tokens = self._tokens
         if self._steps == 0:
             return
-        job.risk_mean = None if self._critic_sha256 is None else self._risk_sum / self._steps
-        job.beta_mean = self._beta_sum / self._steps
+        if self._steps_of_rows:
+            measured = self._critic_sha256 is not None
+            job.risk_mean = self._risk_sum / self._steps_of_rows if measured else None
+            job.beta_mean = self._beta_sum / self._steps_of_rows
         done = self._steps - self._steps_before
         if done:
             per_step_s = (time.monotonic() - self._first_step_at) / done
@@ -271,6 +334,15 @@ class Journal:
             **{f"full_{name}": value for name, value in validation.items()},
             **safety_metrics(record),
         }
+
+
+def from_older_version() -> JobFailure:
+    """Return what ends a job whose record began in a form that this version does not write any more."""
+    return JobFailure(
+        "the job was accepted or begun by an older version of Tether, whose record this one cannot go on with. Submit it"
+        " again",
+        code="job_from_older_version",
+    )
 
 
 def step_metrics(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,12 @@ class JudgeClient:
                 retry_after = response.headers.get("retry-after")
                 content = await _read_capped(response) if response.status_code == OK else b""
                 return _Reply(response.status_code, content, retry_after)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise _Failed(
+                f"the judge's address names no host ({type(error).__name__}); see to TETHER_JUDGE_URL",
+                "judge_unreachable",
+                may_pass=False,
+            ) from None
         except (httpx.HTTPError, OSError) as error:
             # By its kind alone: the text of such an error names addresses.
             raise _Failed(
@@ -222,7 +228,7 @@ def _seconds(retry_after: str | None) -> float | None:
         return float(retry_after)
     try:
         when = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
 

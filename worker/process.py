@@ -1,6 +1,7 @@
 """The process that works: claim one row of work, do it under its lease, end it or give it back.
 
-`python -m worker.process WORK_ID` is what a knock starts. It ends with 0 when there is nothing more to do here,
+`python -m worker.process --queue gpu` is what a knock starts: it claims the work whose turn it is. With the id of a row
+of work instead it claims that one, or nothing. It ends with 0 when there is nothing more to do here,
 with 75 when it was preempted and gave the work back, and with 1 after an error that is in its log.
 """
 
@@ -19,11 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.database import Database, open_engine, unit_of_work
 from app.domain.job import State, WorkKind
 from app.errors import LeaseLost, StorageUnavailable, TetherError
-from app.queue import build_publisher
+from app.logs import add_fields, configure_logs
+from app.models.work import Work
+from app.queue import QUEUES, build_publisher
 from app.settings import Settings, load_settings, make_home
 from app.work import repository
 from app.work import service as work_service
-from worker.context import Cancelled, Context, Preempted
+from app.work.fair_queue import claim_next
+from worker.context import Cancelled, Context, Paused, Preempted
 from worker.lease import Lease
 from worker.orphan import die_with
 
@@ -33,28 +37,43 @@ log = logging.getLogger("worker")
 def main() -> int:
     """Work on one row and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work_id")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("work_id", nargs="?")
+    what.add_argument("--queue", choices=QUEUES)
     parser.add_argument("--parent", type=int, help="die with this process")
     arguments = parser.parse_args()
     if arguments.parent is not None:
         die_with(arguments.parent)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # A line for each of a judge's verdicts would bury everything else.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = load_settings()
+    configure_logs(settings.log_format)
     # On a machine of its own nothing else has made the folder yet, and temporary files go there.
     make_home(settings)
     database = Database(open_engine(settings.database_url), build_publisher(settings))
+    if arguments.queue is not None:
+        return run_next(database, settings, arguments.queue)
     return run(database, settings, arguments.work_id)
 
 
 def run(database: Database, settings: Settings, work_id: str) -> int:
-    """Claim a row of work and do it; return the exit code. Not claimable is no error: a knock proves nothing."""
-    owner = f"{socket.gethostname()}:{os.getpid()}"
+    """Claim a row of work and do it; return the exit code. Not claimable is no error."""
     with unit_of_work(database) as session:
-        work = repository.claim(session, work_id, owner=owner, lease_ms=int(settings.lease_s * 1000))
-    if work is None:
-        return 0
+        work = repository.claim(session, work_id, owner=_owner(), lease_ms=int(settings.lease_s * 1000))
+    return 0 if work is None else _do(database, settings, work)
+
+
+def run_next(database: Database, settings: Settings, queue: str) -> int:
+    """Claim the work of a queue whose turn it is, and do it; return the exit code. A knock proves nothing."""
+    work = claim_next(database, settings, queue, owner=_owner(), lease_ms=int(settings.lease_s * 1000))
+    return 0 if work is None else _do(database, settings, work)
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _do(database: Database, settings: Settings, work: Work) -> int:
+    work_id = work.id
+    add_fields(job=work_id, project=work.project_id)
     lease = Lease(database, settings, work)
     lease.start()
     context = Context(database, settings, lease)
@@ -67,6 +86,9 @@ def run(database: Database, settings: Settings, work_id: str) -> int:
     except Cancelled:
         log.info("%s: cancelled", work_id)
         return 0 if _end(context, State.CANCELLED, None) else 1
+    except Paused as why:
+        log.info("%s: %s", work_id, why)
+        return 0 if _give_back(context, reason="its pause was taken back") else 1
     except Preempted as why:
         log.info("%s: %s", work_id, why)
         return Preempted.exit_code if _give_back(context, reason="its worker was told to stop") else 1
@@ -109,11 +131,25 @@ def _run_validate_file(context: Context) -> None:
     check_file(context)
 
 
+def _run_report(context: Context) -> None:
+    from worker.reporter import make_report
+
+    make_report(context)
+
+
+def _run_export(context: Context) -> None:
+    from worker.exporter import export_job
+
+    export_job(context)
+
+
 # Each kind imports what it needs when it runs: a file is checked without loading torch.
 KINDS: dict[WorkKind, Callable[[Context], None]] = {
     WorkKind.TRAIN: _run_train,
     WorkKind.FIT_CRITIC: _run_fit_critic,
     WorkKind.VALIDATE_FILE: _run_validate_file,
+    WorkKind.REPORT: _run_report,
+    WorkKind.EXPORT: _run_export,
 }
 
 
@@ -143,7 +179,7 @@ def _postpone(context: Context, *, reason: str) -> None:
 def _give_back(context: Context, *, reason: str) -> bool:
     with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
         work = context.lease.load(session)
-        if context.preempted:
+        if context.preempted or context.pausing:
             # Being told to stop is no failure and costs no budget.
             work.attempts_without_progress = 0
         work_service.release(session, context.settings, work, reason=reason)

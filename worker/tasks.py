@@ -20,24 +20,30 @@ log = logging.getLogger(__name__)
 class Processes:
     """The process that this worker has started, if one is running."""
 
-    def __init__(self, settings: Settings, is_claimable: Callable[[str], bool]) -> None:
-        self._is_claimable = is_claimable
+    def __init__(self, settings: Settings, queue: str, has_work: Callable[[], bool]) -> None:
+        self._queue = queue
+        self._has_work = has_work
         self._environment = settings.child_environment()
         self._running: subprocess.Popen[bytes] | None = None
         self._draining = False
         self._lock = threading.Lock()
 
     def wake(self, work_id: str) -> None:
-        """Run the process for one piece of work to its end, if the database says that there is any.
+        """Run processes until the database has no work for this queue; each takes the work whose turn it is.
 
-        While a long job runs, the same knock comes again and again; asking first costs less than a process.
+        Which work the knock is about does not matter. While a long job runs, the same knock comes again and again;
+        asking first costs less than a process. After a failure nothing is started before the next knock.
         """
-        if not self._is_claimable(work_id):
-            return
+        log.debug("woken for %s", work_id)
+        while self._has_work():
+            if self._run() != 0:
+                return
+
+    def _run(self) -> int:
         with self._lock:
             if self._draining:
-                return
-            process = start_process(work_id, self._environment)
+                return Preempted.exit_code
+            process = start_process(self._queue, self._environment)
             self._running = process
         if self._draining:
             # The shutdown came while the process was being started and did not see it.
@@ -46,9 +52,10 @@ class Processes:
         with self._lock:
             self._running = None
         if code == Preempted.exit_code:
-            log.info("%s was stopped after its checkpoint and goes on later", work_id)
+            log.info("the work was stopped after its checkpoint and goes on later")
         elif code != 0:
-            log.warning("the process for %s ended with code %d", work_id, code)
+            log.warning("the process of the queue %s ended with code %d", self._queue, code)
+        return code
 
     def drain_on_shutdown(self) -> None:
         """Make a shutdown of the worker stop the process; it saves a checkpoint and gives its work back."""
@@ -62,10 +69,10 @@ class Processes:
             process.send_signal(signal.SIGTERM)
 
 
-def start_process(work_id: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_process(queue: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start `worker.process` in a process group of its own. It dies with the process that started it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "worker.process", work_id, "--parent", str(os.getpid())],
+        [sys.executable, "-m", "worker.process", "--queue", queue, "--parent", str(os.getpid())],
         env=environment,
         start_new_session=True,
     )

@@ -17,22 +17,23 @@ from app.base_models.service import verify_base_model
 from app.database import read_only, unit_of_work
 from app.domain import ledger, risk_table
 from app.domain.control_law import compute_s, compute_treatment
-from app.domain.dataset import parse_rows
-from app.domain.job import State, model_name
+from app.domain.conversion import conversation_of
+from app.domain.dataset import read_chat_rows, read_lines
+from app.domain.job import model_name
 from app.domain.safety_spec import AdaptiveKL, AnySafety, Filter
 from app.domain.training_spec import TrainingSpec
-from app.errors import JobFailure
-from app.files.service import read_lines
+from app.errors import CriticUnusable, JobFailure
 from app.jobs import repository
 from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Job
 from app.models.safety_set import SafetySet
-from worker.context import Cancelled, Context, Preempted
-from worker.journal import Journal
+from app.work import service as work_service
+from worker.context import Cancelled, Context, Paused, Preempted
+from worker.journal import Journal, from_older_version
 from worker.judge_client import build_judge
 from worker.publisher import publish, store_adapter
-from worker.training.checkpoint import CheckpointDamaged, LoadedCheckpoint, load_checkpoint
+from worker.training.checkpoint import CheckpointDamaged, LoadedCheckpoint, load_adapter_zip, load_checkpoint
 from worker.training.critics.activation import SScale
 from worker.training.critics.combined import find_judge, read_texts
 from worker.training.critics.judge import Conversation, LiveJudge
@@ -56,6 +57,8 @@ from worker.training.step import RunData
 log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
+MAX_DROPPED = 8000
+"""Overlong rows of an alignment set that are named on record; as many indices of seven digits fit into a leaf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,29 @@ class Assignment:
     critic_sha256: str | None
     """The critic that the job was created with."""
     policy_sha256: str
+    parent_sha256: str | None = None
+    """The zip of the adapter that the job goes on from."""
 
 
 def train(context: Context) -> None:
-    """Do a fine-tuning job. Raises JobFailure or Cancelled for what ends it, Preempted or LeaseLost for what moves it."""
+    """Do a fine-tuning job.
+
+    Raises JobFailure or Cancelled for what ends it, Paused, Preempted or LeaseLost for what moves it. A judge that
+    fails too often pauses the job, because it may come back.
+    """
+    try:
+        _train(context)
+    except CriticUnusable as error:
+        if error.code != "critic_failing":
+            raise
+        context.pause_due = True
+        with unit_of_work(context.database) as session:
+            work = context.lease.load(session)
+            work_service.ask_for_pause(session, work, by="critic", reason=error.message)
+        raise Paused(error.message) from error
+
+
+def _train(context: Context) -> None:
     assignment = load_assignment(context)
     spec = assignment.spec
     verify_base_model(assignment.base)
@@ -110,6 +132,7 @@ def train(context: Context) -> None:
         policy_sha256=assignment.policy_sha256,
     )
     resume = find_checkpoint(context, assignment.job.id)
+    context.check()
     journal.begin(
         from_step=resume.info.step if resume else 0,
         total_steps=plan_run(spec, n_rows=len(data.rows), n_alignment=len(aligned)).total_steps,
@@ -121,13 +144,23 @@ def train(context: Context) -> None:
     plan = plan_run(spec, n_rows=len(run_data.rows), n_alignment=len(run_data.alignment))
     journal.plan_steps(plan.total_steps)
     model = add_adapter(base, spec, spec.seed)
+    if assignment.parent_sha256 is not None:
+        load_adapter_zip(storage.read_checked(context.settings.storage, assignment.parent_sha256), model)
 
     def on_checkpoint(checkpoint: Checkpoint) -> None:
-        commit_checkpoint(context, journal, assignment.job, checkpoint)
+        adapter_sha256 = None
+        if checkpoint.kind == "epoch":
+            adapter = store_adapter(context, model, tokenizer, assignment.base, method=spec.safety.method)
+            adapter_sha256 = adapter.stored.sha256
+        commit_checkpoint(context, journal, assignment.job, checkpoint, adapter_sha256)
 
     def should_stop() -> Stop | None:
         context.lease.check()
-        return "cancel" if context.cancelled else "preempt" if context.preempted else None
+        if context.cancelled:
+            return "cancel"
+        if context.pausing and journal.begin_pause():
+            return "pause"
+        return "preempt" if context.preempted else None
 
     live = build_live(context, journal, assignment, tokenizer, texts, run_data)
     with closing(live) if live else nullcontext():
@@ -147,15 +180,17 @@ def train(context: Context) -> None:
         )
     if result.stopped == "cancel":
         raise Cancelled(f"stopped after step {result.steps} of {result.total_steps}")
+    if result.stopped == "pause":
+        raise Paused(f"paused after step {result.steps} of {result.total_steps}, checkpoint saved")
     if result.stopped == "preempt":
         raise Preempted(f"stopped after step {result.steps} of {result.total_steps}, checkpoint saved")
-    context.lease.move(State.FINALISING)
+    journal.end_training()
     adapter = store_adapter(context, model, tokenizer, assignment.base, method=spec.safety.method)
     publish(context, journal, adapter)
 
 
 def load_assignment(context: Context) -> Assignment:
-    """Read what the job refers to. Raises JobFailure where something was removed meanwhile."""
+    """Read what the job refers to. Raises JobFailure where something was removed, or Tether upgraded, meanwhile."""
     with read_only(context.database) as session:
         job = repository.load_job(session, context.lease.work_id)
         base = session.get_one(BaseModel, job.model)
@@ -166,6 +201,8 @@ def load_assignment(context: Context) -> Assignment:
         )
         files = [session.get(File, each) for each in (job.training_file, job.validation_file) if each]
         created = repository.load_created_record(session, job.id)
+    if ledger.version_of(created) == 1:
+        raise from_older_version()
     return Assignment(
         job=job,
         base=base,
@@ -177,6 +214,7 @@ def load_assignment(context: Context) -> Assignment:
         spec=TrainingSpec.model_validate(job.spec),
         critic_sha256=created["body"]["critic"] and created["body"]["critic"]["sha256"],
         policy_sha256=created["body"]["policy_sha256"],
+        parent_sha256=(created["body"].get("parent") or {}).get("adapter_sha256"),
     )
 
 
@@ -194,9 +232,9 @@ def load_rows(
 
 
 def read_rows(context: Context, sha256: str) -> list[dict[str, Any]]:
-    """Read the rows of a stored file, its bytes checked against its digest."""
+    """Read the rows of a stored file as chat rows, its bytes checked against its digest."""
     with storage.open_stored(context.settings.storage, sha256) as stored:
-        rows: list[dict[str, Any]] = parse_rows(read_lines(stored))
+        rows: list[dict[str, Any]] = read_chat_rows(read_lines(stored))
     return rows
 
 
@@ -205,7 +243,7 @@ def load_texts(context: Context, assignment: Assignment, data: TokenizedData) ->
     if find_judge(assignment.spec.safety.critic) is None:
         return {}
     rows = read_rows(context, assignment.training_file.sha256)
-    return {row.index: rows[row.index]["messages"] for row in data.rows}
+    return {row.index: conversation_of(rows[row.index]) for row in data.rows}
 
 
 def load_job_critic(
@@ -252,7 +290,10 @@ def build_live(
     texts: Mapping[int, Conversation],
     data: RunData,
 ) -> LiveCritic | None:
-    """Return the live judge of a job that has one. What fills in for it is what the activation critic read of a row."""
+    """Return the live judge of a job that has one. What fills in for it is what the activation critic read of a row.
+
+    It samples the rows that are trained on as they are: nothing that it says can change a row that is replayed.
+    """
     safety, fitted = assignment.spec.safety, assignment.critic
     fields = find_judge(safety.critic)
     if fields is None or fields.mode != "live":
@@ -262,10 +303,14 @@ def build_live(
         for row, risk in data.risks.items()
         if fitted is not None and risk.log_odds is not None
     }
-    prompts = {row.index: opening(texts[row.index]) for row in data.rows}
+    law = safety.model_dump()
+    rows = [row for row in data.rows if compute_treatment(law, data.risks[row.index].s) == "own"]
+    if not rows:
+        return None
+    prompts = {row.index: opening(texts[row.index]) for row in rows}
     judge = LiveJudge(build_judge(context.settings), fields, prompts, fallback=fallback)
     return LiveCritic(
-        judge, fields, tokenizer, data.rows, seed=assignment.spec.seed, on_scores=journal.record_live
+        judge, fields, tokenizer, rows, seed=assignment.spec.seed, on_scores=journal.record_live
     )
 
 
@@ -292,8 +337,8 @@ def measure(
 ) -> RunData:
     """Run the reference pass, and commit to the risk of every row and to what it is trained on.
 
-    A resumed job keeps the risks that it committed to; the pass then only fills the cache again, and the rows and the
-    reference's replies must be the same.
+    A resumed job keeps the risks that it committed to; the pass then only fills the cache again, and the rows, the
+    registered sets and the reference's replies must be the same.
     """
     recorded = {entry.row: entry for entry in journal.load_risks()}
     known = {
@@ -318,9 +363,14 @@ def measure(
         on_progress=lambda _: context.check(),
     )
     entries = risk_entries(assignment, data, found)
+    sets = {
+        "anchors": describe_anchors(assignment.anchors, found.data),
+        "alignment": describe_alignment(assignment.alignment, found.data),
+    }
     if recorded:
         if recorded != {entry.row: entry for entry in entries}:
             raise _data_changed()
+        check_sets(journal.load_sets(), sets)
         return found.data
     points = (assignment.critic.low, assignment.critic.high) if assignment.critic else (None, None)
     journal.record_reference_pass(
@@ -328,8 +378,7 @@ def measure(
         dropped=len(data.dropped),
         low=points[0],
         high=points[1],
-        anchors=_describe_anchors(assignment.anchors, found.data),
-        alignment=_describe_alignment(assignment.alignment, found.data),
+        **sets,
     )
     return found.data
 
@@ -362,7 +411,8 @@ def set_ids(safety: AnySafety) -> tuple[str | None, str | None]:
     return anchors, getattr(safety, "alignment_file", None)
 
 
-def _describe_anchors(registered: SafetySet | None, data: RunData) -> dict[str, Any] | None:
+def describe_anchors(registered: SafetySet | None, data: RunData) -> dict[str, Any] | None:
+    """Return the body of the leaf `anchors`: the set, and what of it is trained on and watched."""
     if registered is None:
         return None
     trained, monitored = (
@@ -372,15 +422,47 @@ def _describe_anchors(registered: SafetySet | None, data: RunData) -> dict[str, 
     return {
         "id": registered.id,
         "sha256": registered.sha256,
+        "rows": registered.rows,
         "trained": trained,
         "monitored": monitored,
     }
 
 
-def _describe_alignment(registered: SafetySet | None, data: RunData) -> dict[str, Any] | None:
+def describe_alignment(registered: SafetySet | None, data: RunData) -> dict[str, Any] | None:
+    """Return the body of the leaf `alignment`: the set, and which of its rows were too long.
+
+    Raises JobFailure where they are too many for a leaf.
+    """
     if registered is None:
         return None
-    return {"id": registered.id, "sha256": registered.sha256, "rows": len(data.alignment)}
+    kept = {row.index for row in data.alignment}
+    dropped = [row for row in range(registered.rows) if row not in kept]
+    if len(dropped) > MAX_DROPPED:
+        raise JobFailure(
+            f"{len(dropped)} of {registered.rows} rows of the set {registered.id} are longer than max_seq_length;"
+            f" the record has room for {MAX_DROPPED}. Raise max_seq_length, or register a set of shorter rows",
+            param="safety.alignment_file",
+        )
+    return {
+        "id": registered.id,
+        "sha256": registered.sha256,
+        "rows": registered.rows,
+        "dropped": dropped,
+    }
+
+
+def check_sets(
+    recorded: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any] | None]
+) -> None:
+    """Raise JobFailure unless the registered sets are, and the reference replies to them, as an earlier attempt recorded."""
+    for name, body in found.items():
+        if body != recorded.get(name):
+            raise JobFailure(
+                f"the {name} are no longer what this job recorded: their set, the base model's replies, the tokenizer or"
+                " its template changed. Submit the job again",
+                code="data_changed",
+                param="safety.alignment_file" if name == "alignment" else "safety.anchors",
+            )
 
 
 def _commit(key: bytes, row: TokenizedRow) -> str:
@@ -418,13 +500,22 @@ def find_checkpoint(context: Context, job_id: str) -> LoadedCheckpoint | None:
     return None
 
 
-def commit_checkpoint(context: Context, journal: Journal, job: Job, checkpoint: Checkpoint) -> None:
-    """Commit a checkpoint that the loop wrote, and let go of those beyond the last two."""
+def commit_checkpoint(
+    context: Context, journal: Journal, job: Job, checkpoint: Checkpoint, adapter_sha256: str | None
+) -> None:
+    """Commit a checkpoint that the loop wrote, and let go of those beyond the last two.
+
+    One whose adapter was stored gets a name, under which the client finds it once the job has succeeded.
+    """
     info = checkpoint.info
-    offered = checkpoint.kind == "epoch"
-    name = model_name(job.model, job.suffix, job.id, step=info.step) if offered else None
+    name = model_name(job.model, job.suffix, job.id, step=info.step) if adapter_sha256 else None
     journal.record_checkpoint(
-        step=info.step, kind=checkpoint.kind, folder=info.path.name, files=info.files, name=name
+        step=info.step,
+        kind=checkpoint.kind,
+        folder=info.path.name,
+        files=info.files,
+        name=name,
+        adapter_sha256=adapter_sha256,
     )
     with unit_of_work(context.database) as session:
         context.lease.load(session)
@@ -441,7 +532,7 @@ def _present(file: File | None, param: str) -> File:
     # Whoever deletes a file that a job needs is refused; this one was deleted while the job was being created.
     if file is None or file.deleted_at is not None:
         raise JobFailure(
-            "the file was deleted before the job began; upload it again and submit the job again",
+            "the file was deleted or has expired before the job began; upload it again and submit the job again",
             code="file_not_found",
             param=param,
         )

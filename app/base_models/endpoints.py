@@ -1,47 +1,36 @@
-"""/v1/models"""
+"""/v1/models. The name of a model may contain slashes."""
 
 from typing import Any
 
 from fastapi import APIRouter
 
-from app.base_models import repository
-from app.dependencies import CallerDep, ReadSessionDep
-from app.errors import NotFound
+from app.base_models import repository, weights
+from app.base_models.schemas import base_to_wire, tuned_to_wire
+from app.dependencies import CallerDep, ReadSessionDep, SessionDep, needs
+from app.domain.scopes import Scope
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-def model_to_wire(name: str, created: float, owned_by: str) -> dict[str, Any]:
-    """Return OpenAI's model object."""
-    return {"id": name, "object": "model", "created": int(created), "owned_by": owned_by}
-
-
-@router.get("")
+@router.get("", dependencies=[needs(Scope.MODELS_READ)])
 def list_models(caller: CallerDep, session: ReadSessionDep) -> dict[str, Any]:
-    """List the base models and the project's fine-tuned models."""
-    data = [
-        model_to_wire(base.name, base.created_at.timestamp(), "tether")
-        for base in repository.list_base_models(session)
-    ]
-    data += [
-        model_to_wire(str(job.fine_tuned_model), job.created_at.timestamp(), caller.project_id)
-        for job in repository.list_tuned_models(session, caller.project_id)
-    ]
+    """List the base models, and the fine-tuned models and checkpoints that the project may use."""
+    data = [base_to_wire(base) for base in repository.list_base_models(session)]
+    data += [tuned_to_wire(model) for model in repository.list_tuned_models(session, caller.project_id)]
     return {"object": "list", "data": data}
 
 
-@router.get("/{model:path}")
+@router.get("/{model:path}", dependencies=[needs(Scope.MODELS_READ)])
 def retrieve_model(caller: CallerDep, session: ReadSessionDep, model: str) -> dict[str, Any]:
     """Return a base model, a fine-tuned model, or a checkpoint of one."""
     base = repository.get_base_model(session, model)
     if base is not None:
-        return model_to_wire(base.name, base.created_at.timestamp(), "tether")
-    tuned = repository.get_tuned_model(session, caller.project_id, model)
-    found = tuned or repository.get_named_checkpoint(session, caller.project_id, model)
-    if found is None:
-        raise NotFound(
-            f"the model {model!r} does not exist or belongs to another project",
-            param="model",
-            code="model_not_found",
-        )
-    return model_to_wire(model, found.created_at.timestamp(), caller.project_id)
+        return base_to_wire(base)
+    return tuned_to_wire(weights.get_tuned_model(session, caller.project_id, model))
+
+
+@router.delete("/{model:path}", dependencies=[needs(Scope.MODELS_WRITE)])
+def delete_model(caller: CallerDep, session: SessionDep, model: str) -> dict[str, Any]:
+    """Delete a fine-tuned model or a checkpoint: its weights go, and the record of its job stays."""
+    weights.delete_tuned_model(session, caller.project_id, model)
+    return {"id": model, "object": "model", "deleted": True}

@@ -6,22 +6,23 @@ from fastapi import APIRouter, Query
 
 from app.critics import repository, service
 from app.critics.schemas import CriticCreate, critic_to_wire
-from app.dependencies import CallerDep, DatabaseDep, OperatorDep, ReadSessionDep, SettingsDep
+from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SettingsDep, needs
+from app.domain.scopes import Scope
 from app.pages import build_page
 
 router = APIRouter(prefix="/v1/critics", tags=["critics"])
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, dependencies=[needs(Scope.CRITICS_WRITE)])
 def create_critic(
-    caller: OperatorDep, database: DatabaseDep, settings: SettingsDep, body: CriticCreate
+    caller: CallerDep, database: DatabaseDep, settings: SettingsDep, body: CriticCreate
 ) -> dict[str, Any]:
     """Have a critic fitted; poll it until its status is succeeded or failed."""
     work = service.create_critic(database, settings, caller, body)
     return critic_to_wire(work, None, whole=True)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.CRITICS_READ)])
 def list_critics(
     caller: CallerDep,
     session: ReadSessionDep,
@@ -33,7 +34,7 @@ def list_critics(
     return build_page([critic_to_wire(*entry, whole=False) for entry in entries], limit)
 
 
-@router.get("/{critic_id}")
+@router.get("/{critic_id}", dependencies=[needs(Scope.CRITICS_READ)])
 def retrieve_critic(caller: CallerDep, session: ReadSessionDep, critic_id: str) -> dict[str, Any]:
     """Return a critic with its whole report, or how far it is, or why it failed."""
     return critic_to_wire(*service.get_entry(session, critic_id), whole=True)

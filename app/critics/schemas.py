@@ -1,6 +1,6 @@
 """Critics on the wire."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -9,12 +9,19 @@ from app.domain.job import WIRE_STATUS, State
 from app.models.base_model import Critic
 from app.models.work import Work
 
+Layer = Annotated[int, Field(ge=1, strict=True)]
+Pooling = Literal["mean"] | Layer
+"""Which layers a critic reads: the mean of all, or one, counted from 1."""
+
 
 class CriticCreate(Frozen):
     """The body of `POST /v1/critics`."""
 
     file: str = Field(description="Id of an uploaded file of labelled requests.")
     model: str = Field(description="Base model to fit the critic for.")
+    pooling: Pooling = Field(
+        "mean", description="Layers that the critic reads: the mean of all, or one, counted from 1."
+    )
 
 
 def critic_to_wire(work: Work | None, critic: Critic | None, *, whole: bool) -> dict[str, Any]:
@@ -27,6 +34,7 @@ def critic_to_wire(work: Work | None, critic: Critic | None, *, whole: bool) -> 
         "object": "critic",
         "created_at": int(asked.created_at.timestamp()),
         "model": critic.base_model if critic else work.args["base_model"] if work else None,
+        "pooling": pooling_of(work, critic),
         "status": WIRE_STATUS[State(work.state)] if work else "succeeded",
         "error": work.error if work else None,
         "sha256": critic.digest if critic else None,
@@ -39,6 +47,12 @@ def critic_to_wire(work: Work | None, critic: Critic | None, *, whole: bool) -> 
     if whole:
         found["report"] = critic.report if critic else None
     return found
+
+
+def pooling_of(work: Work | None, critic: Critic | None) -> Any:
+    """Return which layers a critic reads; all of them where it was asked for before one could be named."""
+    fields = critic.report if critic else work.args if work else {}
+    return fields.get("pooling", "mean")
 
 
 def quality_of(critic: Critic) -> dict[str, float | None]:
@@ -60,3 +74,14 @@ def quality_of(critic: Critic) -> dict[str, float | None]:
 def _share(points: dict[str, Any], name: str) -> float | None:
     found: float | None = points.get(name, {}).get("recall", {}).get("share")
     return found
+
+
+def describe_recall(critic: Critic) -> str:
+    """Return the recall, with its interval and the number of harmful rows that it was counted on, as far as known."""
+    recall = critic.report.get("cross_points", {}).get("low", {}).get("recall", {})
+    share, n, interval = (recall.get(name) for name in ("share", "n", "interval"))
+    if share is None:
+        return "unknown"
+    if not n:
+        return f"{share:.3f}"
+    return f"{share:.3f} (95 %: {interval[0]:.3f} to {interval[1]:.3f}, n = {n})"

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy.orm import Session
@@ -11,14 +10,15 @@ from app import queue, storage
 from app.auth import Caller
 from app.base_models.service import find_base_model
 from app.critics import repository
-from app.critics.importers import Label, import_rows, load_cold_start
-from app.critics.schemas import CriticCreate
+from app.critics.importers import ROWS, Source, check_label, import_rows, load_cold_start
+from app.critics.schemas import CriticCreate, Pooling
 from app.database import Database, read_only, unit_of_work
-from app.domain.dataset import Row, check_critic_lines, format_rows, parse_rows
+from app.domain.conversion import Row
+from app.domain.dataset import check_critic_lines, format_rows, parse_rows, read_lines
 from app.domain.job import WorkKind
-from app.errors import InvalidRequest, InvalidTrainingFile, NotFound
-from app.files.service import DATA, describe_problems, get_data_file, read_lines
-from app.keys.service import DEFAULT_PROJECT
+from app.errors import InvalidRequest, NotFound
+from app.files.service import DATA, get_data_file, refuse_rows
+from app.keys.service import DEFAULT_PROJECT, ensure_project
 from app.models.base import new_id
 from app.models.work import Work
 from app.settings import Settings
@@ -37,32 +37,40 @@ def create_critic(database: Database, settings: Settings, caller: Caller, body: 
         _check_rows(stream)
     with unit_of_work(database) as session:
         work = request_fit(
-            session, base_name=body.model, data_sha256=file.sha256, project_id=caller.project_id
+            session,
+            base_name=body.model,
+            data_sha256=file.sha256,
+            pooling=body.pooling,
+            project_id=caller.project_id,
         )
         queue.enqueue(session, work.queue, work.id)
         return work
 
 
-def gather_requests(
-    paths: Sequence[Path], *, format_name: str, label: Label | None, cold_start: bool
-) -> list[Row]:
-    """Return the labelled requests of local files, all in one format, behind those that come with Tether if wanted.
+def gather_requests(sources: Sequence[Source], *, cold_start: bool) -> list[Row]:
+    """Return the labelled requests of local files, behind those that come with Tether if wanted.
 
     The format `rows` is the one that uploads have; for the others see `app.critics.importers`. Raises InvalidRequest,
     and InvalidTrainingFile with every problem of a file.
     """
     rows = load_cold_start() if cold_start else []
-    for path in paths:
-        if format_name != "rows":
-            rows += import_rows(path, format_name, label=label)
-        elif label is not None:
-            raise InvalidRequest("the format rows has labels of its own; leave the label out", param="label")
+    for source in sources:
+        if source.format_name == ROWS:
+            rows += _read_rows(source)
         else:
-            with path.open("rb") as stream:
-                _check_rows(stream, f"file {path.name}")
-                stream.seek(0)
-                rows += parse_rows(read_lines(stream))
+            rows += import_rows(source.path, source.format_name, label=source.label)
     return rows
+
+
+def describe_rows(rows: Sequence[Row]) -> str:
+    """Return how many requests, and replies where there are any, of each label these are."""
+    replies = [row["label"] for row in rows if row["messages"][-1]["role"] == "assistant"]
+    n_harmful = sum(row["label"] for row in rows) - sum(replies)
+    n_requests = len(rows) - len(replies)
+    said = f"{n_requests} requests read: {n_harmful} harmful, {n_requests - n_harmful} not"
+    if replies:
+        said += f"; {len(replies)} replies: {sum(replies)} harmful, {len(replies) - sum(replies)} not"
+    return said
 
 
 def store_requests(settings: Settings, rows: Sequence[Row]) -> str:
@@ -74,20 +82,27 @@ def store_requests(settings: Settings, rows: Sequence[Row]) -> str:
 
 
 def request_fit(
-    session: Session, *, base_name: str, data_sha256: str, project_id: str = DEFAULT_PROJECT
+    session: Session,
+    *,
+    base_name: str,
+    data_sha256: str,
+    pooling: Pooling = "mean",
+    project_id: str = DEFAULT_PROJECT,
 ) -> Work:
     """Add the work of fitting a critic on stored requests. The critic will have the id of the work.
 
     Announcing it is the caller's. Raises InvalidRequest for an unknown base model.
     """
     find_base_model(session, base_name)
+    # The command line fits critics before any server has made the project.
+    ensure_project(session)
     return work_repository.add_work(
         session,
         work_id=new_id("critic_"),
         kind=WorkKind.FIT_CRITIC,
         queue="gpu",
         project_id=project_id,
-        args={"base_model": base_name, "data_sha256": data_sha256},
+        args={"base_model": base_name, "data_sha256": data_sha256, "pooling": pooling},
     )
 
 
@@ -99,7 +114,18 @@ def get_entry(session: Session, critic_id: str) -> repository.Entry:
     return entry
 
 
+def _read_rows(source: Source) -> list[Row]:
+    check_label(ROWS, source.label)
+    try:
+        with source.path.open("rb") as stream:
+            _check_rows(stream, f"file {source.path.name}")
+            stream.seek(0)
+            return parse_rows(read_lines(stream))
+    except OSError as error:
+        raise InvalidRequest(f"{source.path.name} cannot be read: {error.strerror}", param="data") from error
+
+
 def _check_rows(stream: BinaryIO, name: str = "file of labelled requests") -> None:
-    _, problems = check_critic_lines(read_lines(stream))
-    if problems:
-        raise InvalidTrainingFile(describe_problems(problems, name), param="file")
+    found = check_critic_lines(read_lines(stream))
+    if found.problems:
+        raise refuse_rows(found, name)

@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import Response
 
-from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SessionDep, SettingsDep
+from app.auth import require
+from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SessionDep, SettingsDep, needs
+from app.domain.scopes import Scope
 from app.downloads import send_stored
+from app.errors import InvalidRequest
 from app.files import repository, service
 from app.files.schemas import file_to_wire
 from app.pages import build_page
@@ -14,15 +17,19 @@ from app.pages import build_page
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 
-@router.post("")
+@router.post("", dependencies=[needs(Scope.FILES_WRITE)])
 def create_file(
     caller: CallerDep,
     database: DatabaseDep,
     settings: SettingsDep,
     file: UploadFile,
     purpose: Annotated[str, Form()],
+    anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
+    seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2592000)] = None,
 ) -> dict[str, Any]:
-    """Upload a training file (JSON lines)."""
+    """Upload a file (JSON lines)."""
+    if (anchor is None) is not (seconds is None):
+        raise InvalidRequest("expires_after: anchor and seconds need each other", param="expires_after")
     created = service.create_file(
         database,
         settings,
@@ -30,11 +37,12 @@ def create_file(
         filename=file.filename or "file",
         purpose=purpose,
         stream=file.file,
+        expires_after_s=seconds,
     )
     return file_to_wire(created)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.FILES_READ)])
 def list_files(
     caller: CallerDep,
     session: ReadSessionDep,
@@ -50,25 +58,27 @@ def list_files(
     return build_page([file_to_wire(file) for file in files], limit)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", dependencies=[needs(Scope.FILES_READ)])
 def retrieve_file(caller: CallerDep, session: ReadSessionDep, file_id: str) -> dict[str, Any]:
     """Return a file object."""
     return file_to_wire(service.get_file(session, caller.project_id, file_id))
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", dependencies=[needs(Scope.FILES_WRITE)])
 def delete_file(caller: CallerDep, session: SessionDep, file_id: str) -> dict[str, Any]:
     """Forget a file."""
     service.delete_file(session, caller.project_id, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-@router.get("/{file_id}/content")
+@router.get("/{file_id}/content", dependencies=[needs(Scope.FILES_READ)])
 def retrieve_content(
     request: Request, caller: CallerDep, session: ReadSessionDep, settings: SettingsDep, file_id: str
 ) -> Response:
     """Return the bytes of a file."""
     file = service.get_file(session, caller.project_id, file_id)
+    if file.purpose == service.RESULTS:
+        require(caller, Scope.ARTIFACTS_READ)
     return send_stored(
         request,
         settings.storage,

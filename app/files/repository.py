@@ -4,22 +4,29 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from app.domain.job import TERMINAL
+from app.domain.job import TERMINAL, State
+from app.models.base import utc_now
 from app.models.base_model import Critic
 from app.models.file import File
-from app.models.job import Job
+from app.models.job import Checkpoint, Job
 from app.models.safety_set import SafetySet
+from app.models.upload import Upload, UploadPart
 from app.models.work import Work
 from app.pages import unknown_cursor
 
 
+def _is_there() -> ColumnElement[bool]:
+    """Say of a file that it was not deleted and has not expired, whether or not the reconciler has seen that yet."""
+    return and_(File.deleted_at.is_(None), or_(File.expires_at.is_(None), File.expires_at > utc_now()))
+
+
 def get_file(session: Session, project_id: str, file_id: str) -> File | None:
-    """Return a file of the project unless it was deleted."""
+    """Return a file of the project unless it was deleted or has expired."""
     return session.scalars(
-        select(File).where(File.id == file_id, File.project_id == project_id, File.deleted_at.is_(None))
+        select(File).where(File.id == file_id, File.project_id == project_id, _is_there())
     ).one_or_none()
 
 
@@ -33,7 +40,7 @@ def list_files(
     order: Literal["asc", "desc"],
 ) -> Sequence[File]:
     """Return up to limit + 1 files by time of creation."""
-    query = select(File).where(File.project_id == project_id, File.deleted_at.is_(None))
+    query = select(File).where(File.project_id == project_id, _is_there())
     if purpose is not None:
         query = query.where(File.purpose == purpose)
     key = tuple_(File.created_at, File.id)
@@ -62,6 +69,20 @@ def find_unfinished_job(session: Session, file_id: str) -> str | None:
     ).one_or_none()
 
 
+def has_expired(session: Session) -> bool:
+    """Say whether a file has expired and is not marked as deleted yet."""
+    query = select(File.id).where(File.deleted_at.is_(None), File.expires_at <= utc_now()).limit(1)
+    return session.scalars(query).one_or_none() is not None
+
+
+def delete_expired(session: Session) -> None:
+    """Mark every file that has expired as deleted."""
+    now = utc_now()
+    session.execute(
+        update(File).where(File.deleted_at.is_(None), File.expires_at <= now).values(deleted_at=now)
+    )
+
+
 def list_deleted(session: Session, before: datetime) -> Sequence[File]:
     """Return the files that were deleted before a time and still have their bytes."""
     return session.scalars(
@@ -72,10 +93,20 @@ def list_deleted(session: Session, before: datetime) -> Sequence[File]:
 
 
 def is_in_use(session: Session, sha256: str) -> bool:
-    """Say whether anything needs these bytes: a file, an adapter, a safety set, a critic, or the fit of one."""
+    """Say whether anything needs these bytes: a file or a part of one, weights, a safety set, a critic, its fit."""
     for query in (
         select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)),
-        select(Job.id).where(Job.adapter_sha256 == sha256),
+        select(UploadPart.id)
+        .join(Upload, Upload.id == UploadPart.upload_id)
+        .where(UploadPart.sha256 == sha256, Upload.status == "pending"),
+        select(Job.id).where(Job.adapter_sha256 == sha256, Job.model_deleted_at.is_(None)),
+        select(Job.id)
+        .join(Work, Work.id == Job.id)
+        .where(Job.parent_sha256 == sha256, Work.state.not_in(TERMINAL)),
+        select(Checkpoint.id)
+        .join(Work, Work.id == Checkpoint.job_id)
+        .where(Checkpoint.adapter_sha256 == sha256, Checkpoint.model_deleted_at.is_(None))
+        .where(Work.state.not_in((State.FAILED, State.CANCELLED))),
         select(SafetySet.id).where(SafetySet.sha256 == sha256),
         select(Work.id).where(Work.state.not_in(TERMINAL), Work.args["data_sha256"].as_string() == sha256),
     ):

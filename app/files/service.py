@@ -3,21 +3,21 @@
 import io
 import logging
 import secrets
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sqlalchemy.orm import Session
 
 from app import queue, storage
 from app.database import Database, read_only, unit_of_work
-from app.domain.dataset import MAX_LINE_BYTES, Problem, check_training_lines
+from app.domain.dataset import Findings, check_training_lines, read_lines
 from app.domain.job import WorkKind
 from app.errors import Conflict, InvalidRequest, InvalidTrainingFile, NotFound, StorageUnavailable
 from app.files import repository
 from app.models.base import new_id, utc_now
 from app.models.file import File
+from app.quotas.service import take_storage
 from app.settings import Settings
 from app.work import repository as work_repository
 
@@ -30,51 +30,109 @@ DATA = "user_data"
 
 
 def create_file(
-    database: Database, settings: Settings, *, project_id: str, filename: str, purpose: str, stream: BinaryIO
+    database: Database,
+    settings: Settings,
+    *,
+    project_id: str,
+    filename: str,
+    purpose: str,
+    stream: BinaryIO,
+    expires_after_s: int | None = None,
 ) -> File:
     """Store an upload. A small training file is checked before; a large one is left to a worker. Others are not.
 
     Raises InvalidTrainingFile with every problem found, and then keeps nothing.
     """
+    check_purpose(purpose)
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    found = check_small(settings, purpose, size, stream)
+    stream.seek(0)
+    # Bytes that the project has no room for are not stored first; two files at once are told apart below.
+    with read_only(database) as session:
+        take_storage(session, settings, project_id, size, lock=False)
+    stored = storage.store_stream(settings.storage, stream, max_bytes=settings.max_file_bytes)
+    with unit_of_work(database) as session:
+        take_storage(session, settings, project_id, size)
+        return admit_file(
+            session,
+            project_id=project_id,
+            filename=filename,
+            purpose=purpose,
+            stored=stored,
+            found=found,
+            expires_after_s=expires_after_s,
+        )
+
+
+def check_purpose(purpose: str) -> None:
+    """Raise InvalidRequest for a purpose that files of clients do not have here."""
     if purpose not in (TRAINING, DATA):
         raise InvalidRequest(
             f"purpose: found {purpose!r}; this service takes files of the purposes {TRAINING!r} and {DATA!r}",
             param="purpose",
         )
-    rows: int | None = None
-    size = stream.seek(0, io.SEEK_END)
-    if purpose == TRAINING and size <= min(settings.sync_check_bytes, settings.max_file_bytes):
-        stream.seek(0)
-        rows, problems = check_training_lines(read_lines(stream))
-        if problems:
-            raise InvalidTrainingFile(describe_problems(problems), param="file")
-    stream.seek(0)
-    stored = storage.store_stream(settings.storage, stream, max_bytes=settings.max_file_bytes)
-    with unit_of_work(database) as session:
-        file = add_file(session, project_id=project_id, filename=filename, purpose=purpose, stored=stored)
-        file.rows = rows
-        if purpose == TRAINING and rows is None:
-            file.status = "uploaded"
-            work = work_repository.add_work(
-                session,
-                kind=WorkKind.VALIDATE_FILE,
-                queue="cpu",
-                project_id=project_id,
-                args={"file": file.id},
-            )
-            queue.enqueue(session, work.queue, work.id)
+
+
+def check_small(settings: Settings, purpose: str, size: int, stream: BinaryIO) -> Findings | None:
+    """Return what the check of a training file found that is small enough to be checked at once; None for any other.
+
+    Raises InvalidTrainingFile with every problem found.
+    """
+    if purpose != TRAINING or size > min(settings.sync_check_bytes, settings.max_file_bytes):
+        return None
+    found = check_training_lines(read_lines(stream))
+    if found.problems:
+        raise refuse_rows(found)
+    return found
+
+
+def admit_file(
+    session: Session,
+    *,
+    project_id: str,
+    filename: str,
+    purpose: str,
+    stored: storage.Stored,
+    found: Findings | None,
+    expires_after_s: int | None,
+) -> File:
+    """Insert a client's file. A training file whose rows nobody has counted is left to a worker to check."""
+    file = add_file(session, project_id=project_id, filename=filename, purpose=purpose, stored=stored)
+    if found is not None:
+        keep_findings(file, found.to_record())
+    if expires_after_s is not None:
+        file.expires_at = file.created_at + timedelta(seconds=expires_after_s)
+    if purpose == TRAINING and found is None:
+        file.status = "uploaded"
+        work = work_repository.add_work(
+            session,
+            kind=WorkKind.VALIDATE_FILE,
+            queue="cpu",
+            project_id=project_id,
+            args={"file": file.id},
+        )
+        queue.enqueue(session, work.queue, work.id)
     return file
+
+
+def keep_findings(file: File, record: dict[str, Any]) -> None:
+    """Give a training file the status that its check found, `Findings.to_record`."""
+    file.rows = None if record["problems"] else record["rows"]
+    file.status = "error" if record["problems"] else "processed"
+    file.status_details = record["message"]
+    file.format = record["format"]
+    file.findings = record
 
 
 def add_file(
     session: Session, *, project_id: str, filename: str, purpose: str, stored: storage.Stored
 ) -> File:
     """Insert the row of a stored file. Its name is a label only and never part of a path."""
-    label = PurePosixPath(PureWindowsPath(filename).name).name or "file"
     file = File(
         id=new_id("file-"),
         project_id=project_id,
-        filename=label[:255],
+        filename=make_label(filename),
         purpose=purpose,
         size_bytes=stored.size_bytes,
         sha256=stored.sha256,
@@ -87,25 +145,15 @@ def add_file(
     return file
 
 
-def check_stored(settings: Settings, sha256: str) -> tuple[int, list[Problem]]:
-    """Check the structure of a stored training file in bounded memory."""
-    with storage.open_stored(settings.storage, sha256) as file:
-        return check_training_lines(read_lines(file))
+def make_label(filename: str) -> str:
+    """Return the last part of a name, whatever system it comes from."""
+    return (PurePosixPath(PureWindowsPath(filename).name).name or "file")[:255]
 
 
-def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield lines without their ends; a line beyond the limit is cut there and ends the file."""
-    while line := file.readline(MAX_LINE_BYTES + 2):
-        line = line.rstrip(b"\r\n")
-        yield line
-        if len(line) > MAX_LINE_BYTES:
-            return
-
-
-def describe_problems(problems: list[Problem], file: str = "training file") -> str:
-    """Return one message that lists every problem with its line and path."""
-    listed = "; ".join(str(problem) for problem in problems)
-    return f"{len(problems)} problem{'s' * (len(problems) > 1)} in the {file}: {listed}"
+def refuse_rows(found: Findings, file: str = "training file") -> InvalidTrainingFile:
+    """Return the error that says what is wrong with a file: the first problems as text, more of them in its fields."""
+    headline, shown = found.describe(file)
+    return InvalidTrainingFile(headline, problems=shown, param="file", details=found.to_wire())
 
 
 def get_data_file(session: Session, project_id: str, file_id: str, *purposes: str) -> File:
@@ -143,22 +191,37 @@ def delete_file(session: Session, project_id: str, file_id: str) -> None:
     file.deleted_at = utc_now()
 
 
-def remove_deleted_bytes(database: Database, settings: Settings) -> None:
-    """Let go the bytes of files that were deleted a while ago, unless something else has the same ones.
+def delete_expired(database: Database) -> None:
+    """Delete the files that have expired, as their owner would."""
+    with read_only(database) as session:
+        if not repository.has_expired(session):
+            return
+    with unit_of_work(database) as session:
+        repository.delete_expired(session)
 
-    Bytes that were stored again within that while are left for later: their upload may not have its row yet.
-    """
+
+def remove_deleted_bytes(database: Database, settings: Settings) -> None:
+    """Let go the bytes of files that were deleted a while ago, unless something else has the same ones."""
     grace = timedelta(seconds=settings.deletion_grace_s)
     with read_only(database) as session:
         deleted = [(file.id, file.sha256) for file in repository.list_deleted(session, utc_now() - grace)]
     for file_id, sha256 in deleted:
-        with read_only(database) as session:
-            needed = repository.is_in_use(session, sha256)
-        try:
-            if not needed and not storage.discard_older(settings.storage, sha256, settings.deletion_grace_s):
-                continue
-        except StorageUnavailable as error:
-            log.warning("the bytes of the deleted file %s cannot be removed yet: %s", file_id, error.message)
-            continue
-        with unit_of_work(database) as session:
-            session.get_one(File, file_id).bytes_removed_at = utc_now()
+        if let_go(database, settings, sha256):
+            with unit_of_work(database) as session:
+                session.get_one(File, file_id).bytes_removed_at = utc_now()
+
+
+def let_go(database: Database, settings: Settings, sha256: str) -> bool:
+    """Remove bytes from storage unless something needs them; say whether nothing is left to do about them.
+
+    Bytes that were stored within the grace of a deletion are left for later: what they belong to may not have its
+    row yet.
+    """
+    with read_only(database) as session:
+        if repository.is_in_use(session, sha256):
+            return True
+    try:
+        return storage.discard_older(settings.storage, sha256, settings.deletion_grace_s)
+    except StorageUnavailable as error:
+        log.warning("the bytes of %s cannot be removed yet: %s", sha256, error.message)
+        return False

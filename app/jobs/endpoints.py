@@ -1,18 +1,36 @@
 """/v1/fine_tuning/jobs"""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from app.audit.service import build_evidence
-from app.dependencies import CallerDep, PolicyDep, ReadSessionDep, SessionDep, SettingsDep
-from app.domain.risk_curve import build_curve, downsample, to_csv
+from app.base_models.weights import find_adapter
+from app.conditional import ReplyCache, answer, etag_of
+from app.database import read_only
+from app.dependencies import (
+    CallerDep,
+    DatabaseDep,
+    PolicyDep,
+    ReadSessionDep,
+    SessionDep,
+    SettingsDep,
+    WakerDep,
+    needs,
+)
+from app.domain.risk_curve import build_packed_curve, to_csv
+from app.domain.scopes import Scope
 from app.downloads import send_stored
-from app.errors import Conflict
+from app.idempotency import AttemptDep, once
+from app.integrations.service import check_integrations, start_exports
 from app.jobs import repository, service
 from app.jobs.charts import render_curve
+from app.jobs.live import find_start
 from app.jobs.schemas import (
     JobCreate,
     checkpoint_to_wire,
@@ -21,25 +39,42 @@ from app.jobs.schemas import (
     event_to_wire,
     job_to_wire,
 )
+from app.jobs.stream import EventStream, follow_job, reply_when_changed
+from app.models.job import Job
 from app.pages import build_page
+from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 After = Annotated[str | None, Query()]
 Limit = Annotated[int, Query(ge=1, le=100)]
+IfNoneMatch = Annotated[str | None, Header()]
+Wait = Annotated[float, Query(ge=0, le=60)]
+CURVE_TYPES = {"json": "application/json", "csv": "text/csv", "png": "image/png", "svg": "image/svg+xml"}
 ATTACHMENT = {"x-content-type-options": "nosniff"}
 
 
-@router.post("")
+@router.post("", dependencies=[needs(Scope.JOBS_WRITE)])
 def create_job(
-    caller: CallerDep, session: SessionDep, policy: PolicyDep, settings: SettingsDep, body: JobCreate
+    caller: CallerDep,
+    session: SessionDep,
+    policy: PolicyDep,
+    settings: SettingsDep,
+    attempt: AttemptDep,
+    body: JobCreate,
 ) -> dict[str, Any]:
-    """Create a fine-tuning job."""
-    job = service.create_job(session, caller, *policy, body, judge_model=settings.judge_model)
-    return job_to_wire(job, service.get_job_critic(session, job))
+    """Create a fine-tuning job. The same request with the same Idempotency-Key gives the same job for a day."""
+
+    def create() -> dict[str, Any]:
+        check_integrations(settings, body.integrations)
+        job = service.create_job(session, caller, *policy, body, settings=settings)
+        start_exports(session, job, body.integrations)
+        return job_to_wire(job, service.get_job_critic(session, job))
+
+    return once(session, attempt, body, create)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.JOBS_READ)])
 def list_jobs(
     request: Request, caller: CallerDep, session: ReadSessionDep, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
@@ -53,21 +88,63 @@ def list_jobs(
     return build_page([job_to_wire(job, service.get_job_critic(session, job)) for job in jobs], limit)
 
 
-@router.get("/{job_id}")
-def retrieve_job(caller: CallerDep, session: ReadSessionDep, job_id: str) -> dict[str, Any]:
-    """Return a job."""
-    job = service.get_job(session, caller.project_id, job_id)
-    return job_to_wire(job, service.get_job_critic(session, job))
+@router.get("/{job_id}", dependencies=[needs(Scope.JOBS_READ)])
+async def retrieve_job(
+    request: Request,
+    caller: CallerDep,
+    database: DatabaseDep,
+    waker: WakerDep,
+    job_id: str,
+    if_none_match: IfNoneMatch = None,
+    wait: Wait = 0,
+) -> Response:
+    """Return a job; with its ETag in If-None-Match, 304 where it is the same, after up to `wait` seconds."""
+
+    def make() -> Response:
+        with read_only(database) as session:
+            job = service.get_job(session, caller.project_id, job_id)
+            body = _encode(job_to_wire(job, service.get_job_critic(session, job)))
+        return answer(etag_of(body), if_none_match, "application/json", lambda: body)
+
+    return await reply_when_changed(request, waker, caller, job_id, wait, make)
 
 
-@router.post("/{job_id}/cancel")
+@router.get("/{job_id}/stream", dependencies=[needs(Scope.JOBS_READ)])
+async def stream_job(
+    caller: CallerDep,
+    database: DatabaseDep,
+    waker: WakerDep,
+    job_id: str,
+    after: After = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Send a job's state, events and steps as they come (server-sent events), after an event where one is named."""
+    start = await run_in_threadpool(find_start, database, caller.project_id, job_id, last_event_id or after)
+    return EventStream(follow_job(database, waker, caller, job_id, start))
+
+
+@router.post("/{job_id}/cancel", dependencies=[needs(Scope.JOBS_WRITE)])
 def cancel_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str, Any]:
     """Cancel a job."""
     job = service.cancel_job(session, caller, job_id)
     return job_to_wire(job, service.get_job_critic(session, job))
 
 
-@router.get("/{job_id}/events")
+@router.post("/{job_id}/pause", dependencies=[needs(Scope.JOBS_WRITE)])
+def pause_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str, Any]:
+    """Pause a job: it keeps its last checkpoint and waits until it is resumed."""
+    job = service.pause_job(session, caller, job_id)
+    return job_to_wire(job, service.get_job_critic(session, job))
+
+
+@router.post("/{job_id}/resume", dependencies=[needs(Scope.JOBS_WRITE)])
+def resume_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str, Any]:
+    """Resume a paused job; it goes on where it was."""
+    job = service.resume_job(session, caller, job_id)
+    return job_to_wire(job, service.get_job_critic(session, job))
+
+
+@router.get("/{job_id}/events", dependencies=[needs(Scope.JOBS_READ)])
 def list_events(
     caller: CallerDep, session: ReadSessionDep, job_id: str, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
@@ -77,7 +154,7 @@ def list_events(
     return build_page([event_to_wire(event) for event in events], limit)
 
 
-@router.get("/{job_id}/checkpoints")
+@router.get("/{job_id}/checkpoints", dependencies=[needs(Scope.JOBS_READ)])
 def list_checkpoints(
     caller: CallerDep, session: ReadSessionDep, job_id: str, after: After = None, limit: Limit = 10
 ) -> dict[str, Any]:
@@ -87,7 +164,7 @@ def list_checkpoints(
     return build_page([checkpoint_to_wire(checkpoint) for checkpoint in checkpoints], limit)
 
 
-@router.get("/{job_id}/steps")
+@router.get("/{job_id}/steps", dependencies=[needs(Scope.JOBS_READ)])
 def list_steps(
     caller: CallerDep,
     session: ReadSessionDep,
@@ -102,37 +179,58 @@ def list_steps(
     return {"object": "list", "data": data, "has_more": len(steps) > limit}
 
 
-@router.get("/{job_id}/risk")
-def retrieve_risk(
+@router.get("/{job_id}/risk", dependencies=[needs(Scope.JOBS_READ)])
+async def retrieve_risk(
+    request: Request,
     caller: CallerDep,
-    session: ReadSessionDep,
+    database: DatabaseDep,
+    waker: WakerDep,
     job_id: str,
     max_points: Annotated[int, Query(ge=4, le=20000)] = 2000,
     format: Literal["json", "csv", "png", "svg"] = "json",
-) -> Any:
-    """Return the risk curve, down-sampled with its extremes kept."""
-    job = service.get_job(session, caller.project_id, job_id)
-    records = [step.record for step in repository.list_steps(session, job, after=0, limit=None)]
-    curve = build_curve(records)
-    curve["rows"] = downsample(curve["rows"], max_points)
-    critic = critic_to_wire(job, service.get_job_critic(session, job))
+    if_none_match: IfNoneMatch = None,
+    wait: Wait = 0,
+) -> Response:
+    """Return the risk curve, down-sampled with its extremes kept; ETag and `wait` are as a job's."""
+    cache: ReplyCache = request.app.state.curves
+
+    def make() -> Response:
+        with read_only(database) as session:
+            job = service.get_job(session, caller.project_id, job_id)
+            # Whatever changes a step is in the ledger, so that its head names the steps as they are.
+            etag = etag_of(job.id, job.work.ledger_head, job.total_steps, max_points, format)
+
+            def draw() -> bytes:
+                body = cache.get(etag)
+                if body is None:
+                    body = _draw_curve(session, job, max_points, format)
+                    cache.put(etag, body)
+                return body
+
+            return answer(etag, if_none_match, CURVE_TYPES[format], draw, **ATTACHMENT)
+
+    return await reply_when_changed(request, waker, caller, job_id, wait, make)
+
+
+def _draw_curve(
+    session: Session, job: Job, max_points: int, format: Literal["json", "csv", "png", "svg"]
+) -> bytes:
+    curve = build_packed_curve(*repository.load_curve(session, job), max_points)
     if format == "csv":
-        return Response(to_csv(curve), media_type="text/csv")
-    if format != "json":
-        title = f"{job.id} · {job.request['safety']['method']} · {job.model}"
-        media_type = "image/png" if format == "png" else "image/svg+xml"
-        image = render_curve(curve, title=title, subtitle=describe_critic(critic), image=format)
-        return Response(image, media_type=media_type, headers=ATTACHMENT)
-    return {
-        "object": "risk_curve",
-        "job": job.id,
-        "critic": critic,
-        **curve,
-        "total_steps": job.total_steps,
-    }
+        return to_csv(curve).encode("utf-8")
+    critic = critic_to_wire(job, service.get_job_critic(session, job))
+    if format == "json":
+        head = {"object": "risk_curve", "job": job.id, "critic": critic}
+        return _encode({**head, **curve, "total_steps": job.total_steps})
+    title = f"{job.id} · {job.request['safety']['method']} · {job.model}"
+    return render_curve(curve, title=title, subtitle=describe_critic(critic), image=format)
 
 
-@router.get("/{job_id}/adapter")
+def _encode(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+
+
+@router.get("/{job_id}/adapter", dependencies=[needs(Scope.ARTIFACTS_READ)])
 def retrieve_adapter(
     request: Request,
     caller: CallerDep,
@@ -141,24 +239,35 @@ def retrieve_adapter(
     job_id: str,
 ) -> Response:
     """Return the adapter as one zip of an ordinary PEFT folder."""
-    job = service.get_job(session, caller.project_id, job_id)
-    sha256 = job.adapter_sha256
-    if job.work.state != "succeeded" or sha256 is None:
-        raise Conflict(
-            f"the job {job.id} has no adapter to download: its state is {job.work.state}; an adapter is"
-            " released when the job has succeeded",
-            code="adapter_not_ready",
-        )
+    return send_adapter(request, settings, find_adapter(session, caller.project_id, job_id), job_id)
+
+
+@router.get("/{job_id}/checkpoints/{checkpoint_id}/adapter", dependencies=[needs(Scope.ARTIFACTS_READ)])
+def retrieve_checkpoint_adapter(
+    request: Request,
+    caller: CallerDep,
+    session: ReadSessionDep,
+    settings: SettingsDep,
+    job_id: str,
+    checkpoint_id: str,
+) -> Response:
+    """Return the adapter as it was at a checkpoint, once the job has succeeded."""
+    sha256 = find_adapter(session, caller.project_id, job_id, checkpoint_id)
+    return send_adapter(request, settings, sha256, checkpoint_id)
+
+
+def send_adapter(request: Request, settings: Settings, sha256: str, of: str) -> Response:
+    """Return the response that carries an adapter."""
     return send_stored(
         request,
         settings.storage,
         sha256,
         media_type="application/zip",
-        headers={"content-disposition": f'attachment; filename="{job.id}-adapter.zip"'},
+        headers={"content-disposition": f'attachment; filename="{of}-adapter.zip"'},
     )
 
 
-@router.get("/{job_id}/evidence")
+@router.get("/{job_id}/evidence", dependencies=[needs(Scope.AUDIT_READ)])
 def retrieve_evidence(caller: CallerDep, session: ReadSessionDep, job_id: str) -> Response:
     """Return the bundle for `tether verify`."""
     job = service.get_job(session, caller.project_id, job_id)

@@ -1,15 +1,20 @@
 """Every query of jobs, their events, steps and checkpoints, scoped by project."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import delete, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from app.domain.ledger import parse_leaf
+from app.domain.risk_curve import pack_steps
 from app.models.base import new_id, utc_now
-from app.models.job import Checkpoint, Event, Job, LedgerLeaf, Step
+from app.models.job import Checkpoint, CurvePiece, Event, Job, LedgerLeaf, Step
+from app.models.work import Work
 from app.pages import unknown_cursor
+
+STEPS_A_PIECE = 512
+"""A reader parses at most so many records; the steps before them are packed."""
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> Job | None:
@@ -67,13 +72,47 @@ def list_events(session: Session, job: Job, *, after: str | None, limit: int) ->
     """Return up to limit + 1 events, newest first."""
     query = select(Event).where(Event.job_id == job.id)
     if after is not None:
-        cursor = session.scalars(
-            select(Event.number).where(Event.id == after, Event.job_id == job.id)
-        ).one_or_none()
-        if cursor is None:
-            raise unknown_cursor(after)
-        query = query.where(Event.number < cursor)
+        query = query.where(Event.number < get_event_number(session, job, after))
     return session.scalars(query.order_by(Event.number.desc()).limit(limit + 1)).all()
+
+
+def get_event_number(session: Session, job: Job, event_id: str) -> int:
+    """Return where an event stands in the order of events. Raises InvalidRequest where it is not one of the job's."""
+    number = session.scalars(
+        select(Event.number).where(Event.id == event_id, Event.job_id == job.id)
+    ).one_or_none()
+    if number is None:
+        raise unknown_cursor(event_id)
+    return number
+
+
+def list_events_after(session: Session, job_id: str, number: int, limit: int) -> Sequence[Event]:
+    """Return up to `limit` events after a number, oldest first."""
+    return session.scalars(
+        select(Event).where(Event.job_id == job_id, Event.number > number).order_by(Event.number).limit(limit)
+    ).all()
+
+
+class Head(NamedTuple):
+    """What tells whether a job has changed since somebody looked."""
+
+    state: str
+    step: int
+    total_steps: int | None
+    ledger_head: str
+    event_number: int
+    """Of its newest event; 0 without any."""
+
+
+def list_heads(session: Session, job_ids: Iterable[str]) -> dict[str, Head]:
+    """Return how these jobs look now."""
+    newest = select(func.coalesce(func.max(Event.number), 0)).where(Event.job_id == Job.id).scalar_subquery()
+    rows = session.execute(
+        select(Job.id, Work.state, Job.step, Job.total_steps, Work.ledger_head, newest)
+        .join(Work, Work.id == Job.id)
+        .where(Job.id.in_(job_ids))
+    )
+    return {job_id: Head(*values) for job_id, *values in rows}
 
 
 def add_checkpoint(session: Session, job: Job, **values: Any) -> Checkpoint:
@@ -110,8 +149,49 @@ def list_resumable(session: Session, job_id: str) -> Sequence[Checkpoint]:
 
 
 def save_step(session: Session, job: Job, step: int, record: dict[str, Any]) -> None:
-    """Keep a step's record; a step done again after a crash replaces the one that was lost with it."""
+    """Keep a step's record; a step done again after a crash replaces the one that was lost with it.
+
+    The steps before it have all that they will ever say, the run-level monitor's measurement too, so that they are
+    packed now where there are enough of them.
+    """
     session.merge(Step(job_id=job.id, project_id=job.project_id, step=step, record=record))
+    if step % STEPS_A_PIECE == 1 and step > 1:
+        _pack_until(session, job, step - 1)
+
+
+def _pack_until(session: Session, job: Job, last_step: int) -> None:
+    before = session.scalars(
+        select(CurvePiece).where(CurvePiece.job_id == job.id).order_by(CurvePiece.last_step.desc()).limit(1)
+    ).one_or_none()
+    after = before.last_step if before else 0
+    records = session.scalars(
+        select(Step.record)
+        .where(Step.job_id == job.id, Step.step > after, Step.step <= last_step)
+        .order_by(Step.step)
+    )
+    packed = pack_steps(records, before.packed if before else None)
+    session.add(CurvePiece(job_id=job.id, project_id=job.project_id, last_step=last_step, packed=packed))
+
+
+def load_curve(session: Session, job: Job) -> tuple[Sequence[bytes], Sequence[dict[str, Any]]]:
+    """Return the packed pieces of a job's risk curve, and the records of the steps after them."""
+    pieces = session.execute(
+        select(CurvePiece.last_step, CurvePiece.packed)
+        .where(CurvePiece.job_id == job.id)
+        .order_by(CurvePiece.last_step),
+        execution_options={"large_bytes": True},
+    ).all()
+    after = pieces[-1].last_step if pieces else 0
+    records = session.scalars(
+        select(Step.record).where(Step.job_id == job.id, Step.step > after).order_by(Step.step)
+    ).all()
+    return [piece.packed for piece in pieces], records
+
+
+def forget_steps(session: Session, job: Job, *, after: int) -> None:
+    """Forget the steps that a crash threw away: they are done again."""
+    session.execute(delete(Step).where(Step.job_id == job.id, Step.step > after))
+    session.execute(delete(CurvePiece).where(CurvePiece.job_id == job.id, CurvePiece.last_step > after))
 
 
 def save_validation(session: Session, job: Job, step: int, validation: dict[str, Any]) -> None:
@@ -129,6 +209,13 @@ def list_steps(session: Session, job: Job, *, after: int, limit: int | None) -> 
     """Return the records after a step, in order; all of them where limit is None."""
     query = select(Step).where(Step.job_id == job.id, Step.step > after).order_by(Step.step)
     return session.scalars(query.limit(limit)).all()
+
+
+def get_newest_record(session: Session, job_id: str) -> dict[str, Any] | None:
+    """Return the record of the newest step."""
+    return session.scalars(
+        select(Step.record).where(Step.job_id == job_id).order_by(Step.step.desc()).limit(1)
+    ).one_or_none()
 
 
 def has_started(session: Session, job_id: str) -> bool:

@@ -25,6 +25,7 @@ from app.errors import InvalidRequest
 from app.models.base_model import BaseModel, Critic
 from app.models.safety_set import SafetySet
 from app.safety_sets.repository import get_newest_set, get_set
+from app.safety_sets.service import how_to_register_anchors
 
 AnyCritic = ActivationCritic | JudgeCritic | ConstantCritic | CombinedCritic
 
@@ -161,10 +162,12 @@ def _pin(wanted: AnyCritic, critic: Critic | None) -> AnyCritic:
 def _choose_anchors(session: Session, base: BaseModel, safety: AnySafety) -> SafetySet | None:
     if safety.anchors is None and safety.monitor is None:
         return None
-    field = "monitor" if safety.anchors is None else "anchors"
-    wanted = next((each.id for each in (safety.anchors, safety.monitor) if each and each.id), None)
-    command = f"tether anchors add --base {base.name} --data FILE"
-    return _choose_set(session, base, "anchors", wanted, f"safety.{field}", ".id", command)
+    fields = {"anchors": safety.anchors, "monitor": safety.monitor}
+    there = {name: each.id for name, each in fields.items() if each is not None}
+    # The object that names a set; where none does, the first that needs one.
+    field, wanted = next(((name, each) for name, each in there.items() if each), (next(iter(there)), None))
+    mend = how_to_register_anchors(base)
+    return _choose_set(session, base, "anchors", wanted, f"safety.{field}", ".id", mend)
 
 
 def _choose_alignment(session: Session, base: BaseModel, safety: AnySafety) -> SafetySet | None:
@@ -172,19 +175,18 @@ def _choose_alignment(session: Session, base: BaseModel, safety: AnySafety) -> S
         return None
     kind, wanted = ALIGNMENT_KINDS[safety.method], safety.alignment_file
     option = "safe" if kind == "alignment" else kind
-    command = f"tether alignment add --base {base.name} --kind {option} --data FILE"
-    return _choose_set(session, base, kind, wanted, "safety.alignment_file", "", command)
+    mend = f"register one with: tether alignment add --base {base.name} --kind {option} --data FILE"
+    return _choose_set(session, base, kind, wanted, "safety.alignment_file", "", mend)
 
 
 def _choose_set(
-    session: Session, base: BaseModel, kind: str, wanted: str | None, field: str, suffix: str, command: str
+    session: Session, base: BaseModel, kind: str, wanted: str | None, field: str, suffix: str, mend: str
 ) -> SafetySet:
     found = get_newest_set(session, base, kind) if wanted is None else get_set(session, wanted)
     if found is None or (found.base_model, found.kind) != (base.name, kind):
         what = "none is registered" if wanted is None else f"{wanted!r} is not one"
         raise InvalidRequest(
-            f"{field}: the base model {base.name!r} needs a set of kind {kind!r}, and {what}; register one with:"
-            f" {command}",
+            f"{field}: the base model {base.name!r} needs a set of kind {kind!r}, and {what}; {mend}",
             param=field if wanted is None else field + suffix,
             code="safety_set_not_found",
         )

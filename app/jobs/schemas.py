@@ -10,6 +10,7 @@ from app.domain.frozen import Frozen
 from app.domain.job import WIRE_STATUS, State
 from app.domain.safety_spec import Safety, safety_from_preset
 from app.domain.training_spec import Hyperparameters, Method, TrainingOptions, TrainingSpec
+from app.integrations.schemas import Integration
 from app.models.base_model import Critic
 from app.models.job import Checkpoint, Event, Job
 
@@ -30,13 +31,15 @@ class JobCreate(Frozen):
     suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     method: Method = Method()
     hyperparameters: Annotated[Hyperparameters | None, Field(description="Deprecated; use method.")] = None
     safety: Annotated[Safety, BeforeValidator(safety_from_preset)] = Field(
         default_factory=lambda: safety_from_preset(None), validate_default=True
     )
     training: TrainingOptions = TrainingOptions()
+    priority: Annotated[int, Field(ge=-10, le=10)] = 0
+    """Among the project's own jobs that wait, higher goes first."""
 
     @model_validator(mode="after")
     def _one_place_for_hyperparameters(self) -> "JobCreate":
@@ -67,14 +70,14 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": _seconds(job.created_at),
         "error": work.error,
-        "estimated_finish": _seconds(job.estimated_finish_at) if state not in _ENDED else None,
+        "estimated_finish": _seconds(job.estimated_finish_at) if state not in _STANDING else None,
         "fine_tuned_model": job.fine_tuned_model if state is State.SUCCEEDED else None,
         "finished_at": _seconds(work.finished_at),
         "hyperparameters": hyperparameters,
-        "integrations": [],
+        "integrations": work.args.get("integrations", []),
         "metadata": job.job_metadata,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-        "model": job.model,
+        "model": job.lineage[0]["model"] if job.lineage else job.model,
         "organization_id": ORGANISATION,
         "result_files": job.result_files if state is State.SUCCEEDED else [],
         "seed": job.seed,
@@ -86,6 +89,7 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
             **safety,
             "critic": critic_to_wire(job, critic),
             "state": state,
+            "pause_reason": work.args.get("pause", {}).get("reason"),
             "protected": is_protected(safety),
             "risk_mean": job.risk_mean,
             "beta_mean": job.beta_mean,
@@ -93,14 +97,18 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
         },
         "training": {
             **(spec.training() if spec else job.request["training"]),
+            "base_model": job.model,
+            "lineage": job.lineage or [],
             "started_at": _seconds(work.started_at),
             "steps_completed": job.step,
             "total_steps": job.total_steps,
         },
+        "priority": work.priority,
+        "queue": work.turn if state is State.QUEUED else None,
     }
 
 
-_ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+_STANDING = (State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 def critic_to_wire(job: Job, critic: Critic | None) -> dict[str, Any] | None:

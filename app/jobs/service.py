@@ -1,7 +1,7 @@
 """The rules of jobs: what a request becomes, when it may start, how it is cancelled."""
 
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
@@ -11,15 +11,17 @@ from app.audit.repository import append_leaf
 from app.auth import Caller
 from app.base_models.repository import get_base_model
 from app.base_models.service import find_base_model
+from app.base_models.tuned import TunedModel
 from app.critics.repository import get_critic
 from app.domain.job import OWNED, TERMINAL, Desired, State, WorkKind
 from app.domain.ledger import digest_of
 from app.domain.safety_policy import SafetyPolicy
 from app.domain.safety_spec import AnySafety, Safety
-from app.domain.training_spec import Hyperparameters, TrainingOptions, resolve
+from app.domain.training_spec import Hyperparameters, TrainingOptions, TrainingSpec, resolve
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.files.repository import get_file
 from app.jobs import repository
+from app.jobs.lineage import adapter_shape, extend_lineage, find_parent, parent_body
 from app.jobs.safety import Chosen, automatic_threshold, choose, critic_digest
 from app.jobs.schemas import JobCreate
 from app.models.base import new_id
@@ -28,8 +30,11 @@ from app.models.file import File
 from app.models.job import Job
 from app.models.safety_set import SafetySet
 from app.models.work import Work
+from app.quotas.service import take_place_in_queue
+from app.settings import Settings
 from app.work import repository as work_repository
 from app.work import service as work_service
+from app.work.fair_queue import note_turn
 
 _SAFETY: TypeAdapter[AnySafety] = TypeAdapter(Safety)
 
@@ -41,14 +46,17 @@ def create_job(
     policy_digest: str,
     body: JobCreate,
     *,
-    judge_model: str = "",
+    settings: Settings,
 ) -> Job:
     """Create a job and announce it, or leave it validating while its files are still being checked.
 
-    `judge_model` is the operator's judge, "" where there is none.
+    Raises QuotaExceeded where the project has no room for one more.
     """
+    take_place_in_queue(session, settings, caller.project_id)
+    judge_model = settings.judge_model
     policy.check(body.safety)
-    base = _usable_base(session, body)
+    parent = find_parent(session, caller, body)
+    base = _usable_base(session, body, parent)
     chosen = choose(session, base, body.safety, judge_model)
     files = [_usable_file(session, caller, "training_file", body.training_file)]
     if body.validation_file is not None:
@@ -62,6 +70,7 @@ def create_job(
         project_id=caller.project_id,
         args={"actor": caller.key_id},
         state=State.QUEUED if ready else State.VALIDATING,
+        priority=body.priority,
     )
     job = Job(
         id=work.id,
@@ -75,9 +84,11 @@ def create_job(
         job_metadata=body.metadata,
         request={
             "hyperparameters": body.effective_hyperparameters().model_dump(),
-            "training": body.training.model_dump(),
+            "training": adapter_shape(body.training, parent).model_dump(),
             "safety": chosen.safety.model_dump(),
         },
+        parent_sha256=parent.adapter_sha256 if parent else None,
+        lineage=extend_lineage(parent),
         step=0,
         result_files=[],
         created_at=work.created_at,
@@ -94,15 +105,60 @@ def create_job(
             "critic": _critic_body(chosen, judge_model),
             "policy_sha256": policy_digest,
             "actor": caller.key_id,
+            "parent": parent_body(parent),
         },
     )
     repository.add_event(session, job, f"Created fine-tuning job: {job.id}")
     if ready:
         start_validated(session, job, files[0])
+        note_turn(session, settings, work)
     else:
         repository.add_event(session, job, "Validating training file: " + body.training_file)
     session.refresh(job)
     return job
+
+
+class Plan(NamedTuple):
+    """What a job of a request would be."""
+
+    base: BaseModel
+    chosen: Chosen
+    files: list[File]
+    """The training file, and the validation file where there is one."""
+    spec: TrainingSpec
+
+
+def plan_job(
+    session: Session, caller: Caller, policy: SafetyPolicy, body: JobCreate, *, judge_model: str = ""
+) -> Plan:
+    """Return what a job of this body would be, without creating it; a seed that is left open is 0.
+
+    Raises as `create_job` does, and Conflict while one of the files is still being checked.
+    """
+    policy.check(body.safety)
+    parent = find_parent(session, caller, body)
+    base = _usable_base(session, body, parent)
+    chosen = choose(session, base, body.safety, judge_model)
+    files = [_usable_file(session, caller, "training_file", body.training_file)]
+    if body.validation_file is not None:
+        files.append(_usable_file(session, caller, "validation_file", body.validation_file))
+    for file in files:
+        if file.rows is None:
+            raise Conflict(
+                f"the file {file.id} is still being checked; ask again when its status is processed",
+                code="file_not_ready",
+            )
+    spec = resolve(
+        hyperparameters=body.effective_hyperparameters(),
+        options=adapter_shape(body.training, parent),
+        safety=chosen.safety,
+        seed=body.seed or 0,
+        rows=files[0].rows or 0,
+        hidden_size=base.hidden_size,
+        max_position_embeddings=base.max_position_embeddings,
+        critic_threshold=automatic_threshold(chosen.safety, chosen.critic),
+    )
+    return Plan(base, chosen, files, spec)
 
 
 def start_validated(session: Session, job: Job, training_file: File) -> None:
@@ -132,17 +188,8 @@ def start_validated(session: Session, job: Job, training_file: File) -> None:
 
 def cancel_job(session: Session, caller: Caller, job_id: str) -> Job:
     """Cancel at once what nobody owns; ask the owner of the rest, who obeys at the next step."""
-    job = get_job(session, caller.project_id, job_id)
+    job, state = _wish(session, caller, job_id, Desired.CANCEL, "cancelled")
     work = job.work
-    # Writing comes first, because it waits for whoever is just changing the row; only then is its state known.
-    work_repository.set_desired(session, work.id, Desired.CANCEL)
-    session.refresh(work)
-    state = State(work.state)
-    if state in TERMINAL:
-        raise Conflict(
-            f"the job {job.id} has ended as {state}; only a job that has not ended can be cancelled",
-            code="job_ended",
-        )
     work.args = {**work.args, "cancelled_by": caller.key_id}
     session.flush()
     if state in OWNED:
@@ -154,6 +201,70 @@ def cancel_job(session: Session, caller: Caller, job_id: str) -> Job:
         work_service.end(session, work, State.CANCELLED, None)
     session.refresh(job)
     return job
+
+
+def pause_job(session: Session, caller: Caller, job_id: str) -> Job:
+    """Pause at once what nobody owns; ask the owner of the rest, who saves a checkpoint after the current step."""
+    job, state = _wish(session, caller, job_id, Desired.PAUSE, "paused")
+    work = job.work
+    if state is State.FINALISING:
+        raise Conflict(
+            f"the job {job.id} has done its last step and its adapter is being published; it ends by itself",
+            code="job_finalising",
+        )
+    if state is State.PAUSED or "pause" in work.args:
+        return job
+    if state in OWNED:
+        repository.add_event(session, job, "Pause requested; the job pauses after its current step")
+    elif state is State.VALIDATING:
+        repository.add_event(session, job, "Pause requested; the job pauses when its files are validated")
+    elif not work_repository.take_over(session, work):
+        raise Conflict(f"the job {job.id} is just starting; send the pause again")
+    work_service.ask_for_pause(session, work, by=caller.key_id)
+    if state is State.QUEUED:
+        work_service.pause(session, work)
+    session.refresh(job)
+    return job
+
+
+def resume_job(session: Session, caller: Caller, job_id: str) -> Job:
+    """Let a paused job go on. A pause that has not begun is taken back; a job that just pauses goes on after it."""
+    job, state = _wish(session, caller, job_id, Desired.RUN, "resumed")
+    work = job.work
+    asked = work.args.get("pause")
+    if state is State.PAUSED:
+        if not work_repository.take_over(session, work):
+            raise Conflict(f"the job {job.id} is just being changed; send the resume again")
+        work_service.resume(session, work, by=caller.key_id)
+    elif asked and (state is State.PAUSING or asked["reason"]):
+        work.args = {**work.args, "pause": {**asked, "resumed_by": caller.key_id}}
+        session.flush()
+    elif asked:
+        work_service.take_back_pause(session, work)
+        repository.add_event(session, job, "The pause was taken back before it began")
+    session.refresh(job)
+    return job
+
+
+def _wish(session: Session, caller: Caller, job_id: str, desired: Desired, done: str) -> tuple[Job, State]:
+    """Note what the client wants of a job, and return it with its state. Raises Conflict where it is too late."""
+    job = get_job(session, caller.project_id, job_id)
+    work = job.work
+    # Writing comes first, because it waits for whoever is just changing the row; only then is its state known.
+    work_repository.set_desired(session, work.id, desired)
+    session.refresh(work)
+    state = State(work.state)
+    if state in TERMINAL:
+        raise Conflict(
+            f"the job {job.id} has ended as {state}; only a job that has not ended can be {done}",
+            code="job_ended",
+        )
+    if work.desired != desired:
+        raise Conflict(
+            f"the job {job.id} is being cancelled and stops after its current step; it cannot be {done}",
+            code="job_cancelling",
+        )
+    return job, state
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> Job:
@@ -171,8 +282,8 @@ def get_job_critic(session: Session, job: Job) -> Critic | None:
     return get_critic(session, job.critic_id) if job.critic_id else None
 
 
-def _usable_base(session: Session, body: JobCreate) -> BaseModel:
-    base = find_base_model(session, body.model)
+def _usable_base(session: Session, body: JobCreate, parent: TunedModel | None) -> BaseModel:
+    base = find_base_model(session, parent.job.model if parent else body.model)
     wanted = body.training.max_seq_length
     if wanted != "auto" and wanted > base.max_position_embeddings:
         raise InvalidRequest(

@@ -1,5 +1,29 @@
 """The tables. Importing any of them brings all, because foreign keys need to find each other."""
 
-from app.models import base_model, file, job, safety_set, tenancy, work
+from app.models import (
+    base_model,
+    file,
+    job,
+    permission,
+    reply,
+    report,
+    safety_set,
+    tenancy,
+    upload,
+    webhook,
+    work,
+)
 
-__all__ = ["base_model", "file", "job", "safety_set", "tenancy", "work"]
+__all__ = [
+    "base_model",
+    "file",
+    "job",
+    "permission",
+    "reply",
+    "report",
+    "safety_set",
+    "tenancy",
+    "upload",
+    "webhook",
+    "work",
+]

@@ -1,6 +1,7 @@
 """Files that clients uploaded and results that jobs left."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ForeignKey, Index, LargeBinary, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -24,9 +25,17 @@ class File(Base):
     status_details: Mapped[str | None] = mapped_column(Text)
     rows: Mapped[int | None]
     """Rows of a training file, once it was checked."""
+    format: Mapped[str | None] = mapped_column(String(32))
+    """How the rows of a training file are written: a name in app/domain/conversion.py."""
+    findings: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
+    """What the check of a training file found: every problem, as reports have them."""
+    derived_from: Mapped[dict[str, Any] | None]
+    """The file that this one was made of by leaving rows out, and which."""
     commitment_key: Mapped[bytes] = mapped_column(LargeBinary(32))
     """Key of the digests by which records name rows; deleting it makes them meaningless."""
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    """When it counts as deleted; null for a file that stays."""
     deleted_at: Mapped[datetime | None]
     bytes_removed_at: Mapped[datetime | None]
     """When the bytes of a deleted file were let go; other files may still have the same ones."""

@@ -31,6 +31,10 @@ class Job(Base):
     """method, safety and training as they were asked for."""
     spec: Mapped[dict[str, Any] | None]
     """The resolved TrainingSpec; null until the training file is known to be good."""
+    parent_sha256: Mapped[str | None] = mapped_column(DIGEST)
+    """The adapter's zip that the job goes on from; null where it begins with a fresh adapter."""
+    lineage: Mapped[list[Any] | None]
+    """The generations before, nearest first: model, job and step of each."""
     total_steps: Mapped[int | None]
     step: Mapped[int]
     trained_tokens: Mapped[int | None]
@@ -41,6 +45,8 @@ class Job(Base):
     fine_tuned_model: Mapped[str | None] = mapped_column(NAME, unique=True)
     adapter_sha256: Mapped[str | None] = mapped_column(DIGEST)
     adapter_bytes: Mapped[int | None]
+    model_deleted_at: Mapped[datetime | None]
+    """When the client deleted the released model; what is said of it elsewhere stays."""
     result_files: Mapped[list[Any]]
     created_at: Mapped[datetime]
 
@@ -76,6 +82,17 @@ class Step(Base):
     validation: Mapped[dict[str, Any] | None]
 
 
+class CurvePiece(Base):
+    """A piece of a job's risk curve, packed (`risk_curve.pack_steps`): the steps from the piece before to `last_step`."""
+
+    __tablename__ = "curve_pieces"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    last_step: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class Checkpoint(Base):
     """State of a job after a step, to resume from. Those at the end of a data epoch have a name on the wire."""
 
@@ -91,6 +108,9 @@ class Checkpoint(Base):
     folder: Mapped[str | None] = mapped_column(Text)
     """Folder below the checkpoint folder of the job, while it is kept to resume from."""
     name: Mapped[str | None] = mapped_column(NAME, unique=True)
+    adapter_sha256: Mapped[str | None] = mapped_column(DIGEST)
+    """The adapter's zip of a checkpoint with a name, while its bytes are kept. Released with the job's model."""
+    model_deleted_at: Mapped[datetime | None]
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import JSON, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import DIGEST, ID, NAME, Base
@@ -34,6 +34,12 @@ class Work(Base):
     knocked_at_ms: Mapped[int | None]
     """When the queue was last told, by the database's clock."""
     attempts_without_progress: Mapped[int]
+    not_before_ms: Mapped[int | None]
+    """Postponed work is not claimed before this, by the database's clock."""
+    priority: Mapped[int] = mapped_column(server_default=text("0"))
+    """Within the project and the queue: higher goes first."""
+    turn: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """While it is queued: when it is expected to be claimed, as the reconciler last saw it."""
     infrastructure_failures: Mapped[int]
     """Attempts that the surroundings ended: a full disk, a storage or a database that was away."""
     error: Mapped[dict[str, Any] | None]

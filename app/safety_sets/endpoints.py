@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from app.dependencies import CallerDep, DatabaseDep, OperatorDep, ReadSessionDep, SettingsDep
+from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SettingsDep, needs
+from app.domain.scopes import Scope
 from app.models.safety_set import SetKind
 from app.pages import build_page
 from app.safety_sets import repository, service
@@ -13,15 +14,15 @@ from app.safety_sets.schemas import SafetySetCreate, set_to_wire
 router = APIRouter(prefix="/v1/safety_sets", tags=["safety sets"])
 
 
-@router.post("")
+@router.post("", dependencies=[needs(Scope.CRITICS_WRITE)])
 def create_set(
-    caller: OperatorDep, database: DatabaseDep, settings: SettingsDep, body: SafetySetCreate
+    caller: CallerDep, database: DatabaseDep, settings: SettingsDep, body: SafetySetCreate
 ) -> dict[str, Any]:
     """Register an uploaded file of rows as a set of a base model; new jobs on it use the newest set."""
     return set_to_wire(service.create_set(database, settings, caller, body))
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.CRITICS_READ)])
 def list_sets(
     caller: CallerDep,
     session: ReadSessionDep,
@@ -35,7 +36,7 @@ def list_sets(
     return build_page([set_to_wire(each) for each in sets], limit)
 
 
-@router.get("/{set_id}")
+@router.get("/{set_id}", dependencies=[needs(Scope.CRITICS_READ)])
 def retrieve_set(caller: CallerDep, session: ReadSessionDep, set_id: str) -> dict[str, Any]:
     """Return a set."""
     return set_to_wire(service.get_set(session, set_id))

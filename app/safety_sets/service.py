@@ -11,9 +11,9 @@ from app import storage
 from app.auth import Caller
 from app.base_models.service import find_base_model
 from app.database import Database, read_only, unit_of_work
-from app.domain.dataset import Problem, check_anchor_lines, check_training_lines
-from app.errors import InvalidTrainingFile, NotFound
-from app.files.service import DATA, TRAINING, describe_problems, get_data_file, read_lines
+from app.domain.dataset import Findings, check_anchor_lines, check_training_lines, read_lines
+from app.errors import NotFound
+from app.files.service import DATA, TRAINING, get_data_file, refuse_rows
 from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel
 from app.models.safety_set import SafetySet, SetKind
@@ -24,7 +24,7 @@ from app.settings import Settings
 GENERIC_ANCHORS = Path(__file__).with_name("generic_anchors.jsonl")
 """Requests that any aligned model should decline, so that a new base model has anchors from the start."""
 
-CHECKS: dict[SetKind, Callable[[Iterable[bytes]], tuple[int, list[Problem]]]] = {
+CHECKS: dict[SetKind, Callable[[Iterable[bytes]], Findings]] = {
     "anchors": check_anchor_lines,
     "alignment": check_training_lines,
     "harmful": check_training_lines,
@@ -87,6 +87,14 @@ def add_missing_set(session: Session, base: BaseModel, kind: SetKind, rows: Rows
     return add_set(session, base, kind, rows)
 
 
+def how_to_register_anchors(base: BaseModel) -> str:
+    """Return the commands that give a base model anchors, in words that follow a semicolon."""
+    return (
+        f"register the 96 prompts that come with Tether with: tether models add {base.name} PATH (run again), or your"
+        f" own with: tether anchors add --base {base.name} --data FILE"
+    )
+
+
 def get_set(session: Session, set_id: str) -> SafetySet:
     """Return a set. Raises NotFound."""
     found = repository.get_set(session, set_id)
@@ -96,7 +104,7 @@ def get_set(session: Session, set_id: str) -> SafetySet:
 
 
 def _count_rows(kind: SetKind, stream: BinaryIO) -> int:
-    count, problems = CHECKS[kind](read_lines(stream))
-    if problems:
-        raise InvalidTrainingFile(describe_problems(problems, f"set of kind {kind!r}"), param="file")
-    return count
+    found = CHECKS[kind](read_lines(stream))
+    if found.problems:
+        raise refuse_rows(found, f"set of kind {kind!r}")
+    return found.rows

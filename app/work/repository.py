@@ -7,13 +7,14 @@ taken over, the update matches nothing and LeaseLost is raised.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import case, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.domain.job import OWNED, Desired, State, WorkKind, check_transition
 from app.domain.ledger import NO_LEAF
 from app.errors import LeaseLost
 from app.models.base import new_id, now_ms, utc_now
+from app.models.tenancy import Span
 from app.models.work import Work, Worker
 
 
@@ -26,6 +27,7 @@ def add_work(
     args: dict[str, Any],
     state: State = State.QUEUED,
     work_id: str | None = None,
+    priority: int = 0,
 ) -> Work:
     """Insert a row of work. Announcing it is the caller's."""
     work = Work(
@@ -36,6 +38,7 @@ def add_work(
         args=args,
         state=state,
         desired=Desired.RUN,
+        priority=priority,
         epoch=0,
         attempt=0,
         attempts_without_progress=0,
@@ -55,12 +58,6 @@ def get_work(session: Session, work_id: str, *, lock: bool = False) -> Work | No
     return session.get(Work, work_id, populate_existing=True, with_for_update=lock)
 
 
-def is_claimable(session: Session, work_id: str) -> bool:
-    """Say whether a claim would succeed now."""
-    work = get_work(session, work_id)
-    return work is not None and work.state == State.QUEUED and work.desired == Desired.RUN
-
-
 def claim(session: Session, work_id: str, *, owner: str, lease_ms: int) -> Work | None:
     """Take a queued row: raise its epoch, count the attempt, start the lease. None where it is not queued."""
     claimed = session.execute(
@@ -73,14 +70,28 @@ def claim(session: Session, work_id: str, *, owner: str, lease_ms: int) -> Work 
             attempts_without_progress=Work.attempts_without_progress + 1,
             owner=owner,
             lease_until_ms=now_ms() + lease_ms,
+            turn=null(),
         )
         .returning(Work.id)
     ).one_or_none()
     if claimed is None:
         return None
     work = get_work(session, work_id)
-    if work is not None and work.started_at is None:
+    if work is None:
+        return None
+    if work.started_at is None:
         work.started_at = utc_now()
+    session.add(
+        Span(
+            work_id=work.id,
+            epoch=work.epoch,
+            project_id=work.project_id,
+            queue=work.queue,
+            started_ms=now_ms(),
+            until_ms=now_ms(),
+        )
+    )
+    session.flush()
     return work
 
 
@@ -94,7 +105,15 @@ def renew(session: Session, work_id: str, epoch: int, *, lease_ms: int) -> Desir
     ).one_or_none()
     if row is None:
         raise LeaseLost(f"{work_id} is no longer owned under epoch {epoch}; another process took it over")
+    _extend_span(session, work_id, epoch)
     return Desired(row.desired)
+
+
+def _extend_span(session: Session, work_id: str, epoch: int) -> None:
+    """Count the owner's time up to now. Of an owner that fell silent, the time up to its last sign of life counts."""
+    session.execute(
+        update(Span).where(Span.work_id == work_id, Span.epoch == epoch).values(until_ms=now_ms())
+    )
 
 
 def move(session: Session, work: Work, after: State, *, error: Mapping[str, Any] | None = None) -> None:
@@ -119,6 +138,8 @@ def move(session: Session, work: Work, after: State, *, error: Mapping[str, Any]
     ).one_or_none()
     if moved is None:
         raise LeaseLost(f"{work.id} left {before} under epoch {work.epoch} while it was to become {after}")
+    if before in OWNED and after not in OWNED:
+        _extend_span(session, work.id, work.epoch)
     session.refresh(work)
 
 
@@ -148,8 +169,9 @@ def take_over_expired(session: Session, work: Work) -> bool:
 
 
 def set_desired(session: Session, work_id: str, desired: Desired) -> None:
-    """Say what the client wants; the owner reads it with its next heartbeat."""
-    session.execute(update(Work).where(Work.id == work_id).values(desired=desired))
+    """Say what the client wants; the owner reads it with its next heartbeat. A cancellation is never taken back."""
+    wanted = case((Work.desired == Desired.CANCEL, Desired.CANCEL), else_=desired)
+    session.execute(update(Work).where(Work.id == work_id).values(desired=wanted))
 
 
 def note_progress(session: Session, work_id: str, epoch: int) -> None:
@@ -167,10 +189,8 @@ def list_expired(session: Session) -> Sequence[Work]:
 
 
 def list_unwanted(session: Session) -> Sequence[Work]:
-    """Return queued rows that the client does not want any more: their cancel came while they changed hands."""
-    return session.scalars(
-        select(Work).where(Work.state == State.QUEUED, Work.desired == Desired.CANCEL)
-    ).all()
+    """Return queued rows that are not to run: the wish to cancel or pause them came while they changed hands."""
+    return session.scalars(select(Work).where(Work.state == State.QUEUED, Work.desired != Desired.RUN)).all()
 
 
 def list_unannounced(session: Session, after_ms: int) -> Sequence[Work]:
@@ -194,6 +214,11 @@ def list_state(session: Session, state: State) -> Sequence[Work]:
 def mark_knocked(session: Session, work_id: str) -> None:
     """Note that the queue is being told about this row."""
     session.execute(update(Work).where(Work.id == work_id).values(knocked_at_ms=now_ms()))
+
+
+def announce_later(session: Session, work_id: str, pause_ms: int) -> None:
+    """Count the pause before the next announcement from a moment ahead."""
+    session.execute(update(Work).where(Work.id == work_id).values(knocked_at_ms=now_ms() + pause_ms))
 
 
 def record_worker(session: Session, *, worker_id: str, queue: str, host: str) -> None:

@@ -11,10 +11,12 @@ from app import queue
 from app.audit.repository import append_leaf
 from app.domain.job import Desired, State, WorkKind
 from app.jobs import repository
+from app.models.base import now_ms
 from app.models.file import File
 from app.models.job import Job
 from app.models.work import Work
 from app.settings import Settings
+from app.webhooks.events import REACHED, announce
 from app.work import repository as work_repository
 
 Error = Mapping[str, str | None]
@@ -29,20 +31,22 @@ def postpone(session: Session, settings: Settings, work: Work, *, reason: str) -
     work.infrastructure_failures += 1
     work.attempts_without_progress = max(0, work.attempts_without_progress - 1)
     session.flush()
-    if work.desired == Desired.CANCEL:
-        end(session, work, State.CANCELLED, None)
-    elif work.infrastructure_failures > settings.max_infrastructure_failures:
+    if obey(session, work):
+        return
+    if work.infrastructure_failures > settings.max_infrastructure_failures:
         message = f"the surroundings failed {work.infrastructure_failures} times; the last: {reason}"
         end(session, work, State.FAILED, {"code": "infrastructure", "message": message, "param": None})
     else:
         _requeue(session, work, reason)
+        work.not_before_ms = now_ms() + int(settings.requeue_after_s * 1000)
+        session.flush()
 
 
 def release(session: Session, settings: Settings, work: Work, *, reason: str) -> None:
-    """Give up owned work: back to the queue, or to its end where the client or the budget says so."""
-    if work.desired == Desired.CANCEL:
-        end(session, work, State.CANCELLED, None)
-    elif work.attempts_without_progress >= settings.max_attempts_without_progress:
+    """Give up owned work: back to the queue, to a pause, or to its end where the client or the budget says so."""
+    if obey(session, work):
+        return
+    if work.attempts_without_progress >= settings.max_attempts_without_progress:
         message = (
             f"{work.attempts_without_progress} attempts in a row ended without a newer checkpoint"
             f" (the last: {reason}); the log of the worker says why. Mend the cause and ask for it again"
@@ -51,6 +55,64 @@ def release(session: Session, settings: Settings, work: Work, *, reason: str) ->
     else:
         _requeue(session, work, reason)
         queue.enqueue(session, work.queue, work.id)
+
+
+def obey(session: Session, work: Work) -> bool:
+    """Cancel or pause work that is to be; say whether it was."""
+    if work.desired == Desired.CANCEL:
+        end(session, work, State.CANCELLED, None)
+        return True
+    if "pause" not in work.args:
+        return False
+    pause(session, work)
+    # Somebody wanted the job to go on before its pause had begun; the pause is on record all the same.
+    if work.desired == Desired.RUN:
+        resume(session, work, by=work.args["pause"]["resumed_by"])
+    return True
+
+
+def ask_for_pause(session: Session, work: Work, *, by: str, reason: str | None = None) -> None:
+    """Note that the work is to pause at its next boundary. `by` is a key's id, or what in the job itself wants it.
+
+    From here on, whoever gives the work up pauses it (`obey`).
+    """
+    work.args = {**work.args, "pause": {"by": by, "reason": reason}}
+    if work.desired == Desired.RUN:
+        work.desired = Desired.PAUSE
+    session.flush()
+
+
+def take_back_pause(session: Session, work: Work) -> None:
+    """Forget a pause that has not begun."""
+    work.args = {name: value for name, value in work.args.items() if name != "pause"}
+    session.flush()
+
+
+def pause(session: Session, work: Work) -> None:
+    """Pause a job that is to be: nobody claims it before it is resumed. Its last checkpoint stands."""
+    asked = work.args["pause"]
+    job = repository.load_job(session, work.id)
+    _command(session, work, "pause", by=asked["by"])
+    because = f": {asked['reason']}" if asked["reason"] else ""
+    level = "warn" if asked["reason"] else "info"
+    repository.add_event(session, job, f"The job is paused after step {job.step}{because}", level=level)
+    work_repository.move(session, work, State.PAUSED)
+    announce(session, job.project_id, REACHED[State.PAUSED], job.id)
+
+
+def resume(session: Session, work: Work, *, by: str) -> None:
+    """Let a paused job go on where it was: it goes back to the queue."""
+    _command(session, work, "resume", by=by)
+    take_back_pause(session, work)
+    work_repository.move(session, work, State.QUEUED)
+    work_repository.mark_knocked(session, work.id)
+    queue.enqueue(session, work.queue, work.id)
+    repository.add_event(session, repository.load_job(session, work.id), "The job was resumed and is queued")
+
+
+def _command(session: Session, work: Work, command: str, *, by: str) -> None:
+    body = {"command": command, "actor": by}
+    append_leaf(session, work.id, epoch=work.epoch, kind="cmd", body=body)
 
 
 def _requeue(session: Session, work: Work, reason: str) -> None:
@@ -67,6 +129,8 @@ def end(session: Session, work: Work, state: State, error: Error | None) -> None
         _end_job(session, repository.load_job(session, work.id), state, error)
     elif work.kind == WorkKind.VALIDATE_FILE and error is not None:
         _end_check(session, work, error)
+    elif work.kind == WorkKind.EXPORT and error is not None:
+        _end_export(session, work, error)
     work_repository.move(session, work, state, error=error)
 
 
@@ -78,11 +142,16 @@ def _end_check(session: Session, work: Work, error: Error) -> None:
         file.status_details = error["message"]
 
 
+def _end_export(session: Session, work: Work, error: Error) -> None:
+    """Say so in the log of the job, which itself is not touched."""
+    job = repository.load_job(session, work.args["job"])
+    repository.add_event(session, job, f"The export failed: {error['message']}", level="warn")
+
+
 def _end_job(session: Session, job: Job, state: State, error: Error | None) -> None:
     work = job.work
     if state is State.CANCELLED:
-        body = {"command": "cancel", "actor": work.args["cancelled_by"]}
-        append_leaf(session, job.id, epoch=work.epoch, kind="cmd", body=body)
+        _command(session, work, "cancel", by=work.args["cancelled_by"])
     append_leaf(
         session,
         job.id,
@@ -102,3 +171,4 @@ def _end_job(session: Session, job: Job, state: State, error: Error | None) -> N
         repository.add_event(session, job, "The job was cancelled")
     elif error is not None:
         repository.add_event(session, job, f"The job failed: {error['message']}", level="error")
+    announce(session, job.project_id, REACHED[state], job.id)

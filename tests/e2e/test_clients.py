@@ -9,6 +9,9 @@ import pytest
 
 from tests.e2e.conftest import KEY, Service, on_embedded_default
 
+SCRIPT = Path(__file__).parents[1] / "conformance/client.py"
+CHECKS = ("files", "uploads", "a_whole_job", "jobs_after", "slashes_in_names", "errors")
+"""What is quick of what `make conformance` does with more clients."""
 OLD_CLIENT = os.environ.get("TETHER_TEST_OPENAI_1")
 
 
@@ -30,7 +33,7 @@ OLD_CLIENT = os.environ.get("TETHER_TEST_OPENAI_1")
 def test_client_runs_unmodified(service: Service, datasets: dict[str, Path], python: str, major: str) -> None:
     environment = {**os.environ, "OPENAI_BASE_URL": f"{service.url}/v1", "OPENAI_API_KEY": KEY}
     done = subprocess.run(
-        [python, str(Path(__file__).with_name("client_script.py")), str(datasets["clean"])],
+        [python, str(SCRIPT), str(datasets["clean"]), *CHECKS],
         env=environment,
         check=False,
         capture_output=True,
@@ -38,4 +41,6 @@ def test_client_runs_unmodified(service: Service, datasets: dict[str, Path], pyt
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr + service.log()[-3000:]
-    assert done.stdout.startswith(f"openai {major}.")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(CHECKS)
+    assert all(line.startswith(f"ok    openai {major}.") for line in lines)

@@ -76,7 +76,8 @@ def test_a_killed_trainer_is_resumed_and_ends_with_the_same_adapter(
 ) -> None:
     job_id = service.submit(training_file, **ARGUMENTS)
     assert is_under_way(service, job_id)
-    (trainer,) = processes("worker.process", job_id)
+    (worker,) = processes("worker.celery_app", "gpu", str(service.process.pid))
+    (trainer,) = processes("worker.process", "gpu", str(worker))
     os.kill(trainer, signal.SIGKILL)
     check_outcome(service, job_id, undisturbed, tmp_path)
 
@@ -87,7 +88,7 @@ def test_a_killed_worker_takes_its_trainer_along_and_the_job_is_resumed(
     job_id = service.submit(training_file, **ARGUMENTS)
     assert is_under_way(service, job_id)
     (worker,) = processes("worker.celery_app", "gpu", str(service.process.pid))
-    (trainer,) = processes("worker.process", job_id, str(worker))
+    (trainer,) = processes("worker.process", "gpu", str(worker))
     os.kill(worker, signal.SIGKILL)
     check_outcome(service, job_id, undisturbed, tmp_path)
     assert trainer not in processes("worker.process")
@@ -101,6 +102,20 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back_with_a_checkpoint(
     (worker,) = processes("worker.celery_app", "gpu", str(service.process.pid))
     os.kill(worker, signal.SIGTERM)
     check_outcome(service, job_id, undisturbed, tmp_path)
+
+
+def test_a_job_that_is_paused_and_resumed_ends_with_the_same_adapter(
+    service: Service, training_file: str, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    job_id = service.submit(training_file, **ARGUMENTS)
+    assert is_under_way(service, job_id)
+    asked = service.client.fine_tuning.jobs.pause(job_id)
+    job = service.wait(job_id, until=lambda job: str(job.status) == "paused")
+    # One step may have begun before the pause was committed, and one more before it was read.
+    assert steps_completed(job) <= steps_completed(asked) + 2
+    service.client.fine_tuning.jobs.resume(job_id)
+    check_outcome(service, job_id, undisturbed, tmp_path)
+    assert resumes(tmp_path) == [steps_completed(job)]
 
 
 def test_a_running_job_is_cancelled_at_the_next_step(

@@ -58,6 +58,11 @@ def test_a_client_trains_watches_downloads_and_verifies(
     assert len(table.splitlines()) == 21
     adapter = client.files.content(job.result_files[1]).read()
     assert adapter == service.fetch(f"{job_id}/adapter").content
+    last, early = (
+        service.fetch(f"{job_id}/checkpoints/{checkpoint.id}/adapter").content for checkpoint in checkpoints
+    )
+    assert last == adapter
+    assert early != adapter
 
     packed, evidence = tmp_path / "adapter.zip", tmp_path / "evidence.zip"
     packed.write_bytes(adapter)

@@ -1,5 +1,6 @@
 """The API with its bytes in a bucket: the same wire, nothing in the folder, and clear words when the store is away."""
 
+import hashlib
 from typing import Any
 
 import httpx
@@ -7,6 +8,8 @@ import pytest
 
 from app import doctor
 from app.files.service import remove_deleted_bytes
+from app.storage.content import key_of
+from app.uploads.service import clean_up
 from tests.integration.conftest import Tenant, jsonl, refused, unlike_any_other
 from tests.object_store import point_at
 
@@ -45,6 +48,22 @@ class TestFiles:
         remove_deleted_bytes(tenant_of_bucket.server.database, settings)
         refused(tenant_of_bucket.post_file(b"no row"), 400, param="file")
         assert keys_in(bucket) == []
+
+    def test_upload_in_parts(self, tenant_of_bucket: Tenant, bucket: str) -> None:
+        content = jsonl(unlike_any_other(), unlike_any_other())
+        upload = tenant_of_bucket.openai.uploads.upload_file_chunked(
+            file=content,
+            filename="rows.jsonl",
+            bytes=len(content),
+            mime_type="application/jsonl",
+            purpose="fine-tune",
+            part_size=100,
+        )
+        assert upload.file is not None
+        assert tenant_of_bucket.openai.files.content(upload.file.id).read() == content
+        settings = tenant_of_bucket.server.settings.model_copy(update={"deletion_grace_s": 0})
+        clean_up(tenant_of_bucket.server.database, settings)
+        assert keys_in(bucket) == [key_of(hashlib.sha256(content).hexdigest())]
 
     def test_damaged_object_breaks_the_download_off(self, tenant_of_bucket: Tenant, bucket: str) -> None:
         file_id = tenant_of_bucket.upload()

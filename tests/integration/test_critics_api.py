@@ -4,10 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select, update
 
 from app.database import read_only, unit_of_work
-from app.keys.service import OPERATOR
+from app.domain.scopes import Role
 from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel, Critic
 from app.models.work import Work
@@ -78,7 +79,20 @@ class TestCreateCritic:
             work = session.get_one(Work, asked["id"])
         assert (work.kind, work.queue, work.project_id) == ("fit_critic", "gpu", operator.project_id)
         assert work.args["base_model"] == MODEL
+        assert (asked["pooling"], work.args["pooling"]) == ("mean", "mean")
         assert any(work.id in path.read_text() for path in _knocks(operator)), "no worker would hear of it"
+
+    def test_one_layer_may_be_named(self, operator: Tenant) -> None:
+        asked = ask(operator, pooling=7)
+        assert asked["pooling"] == 7
+        with read_only(operator.server.database) as session:
+            assert session.get_one(Work, asked["id"]).args["pooling"] == 7
+
+    @pytest.mark.parametrize("pooling", [0, -1, "best", "7", 1.5, True, [1]])
+    def test_pooling_is_the_mean_or_a_layer(self, operator: Tenant, pooling: Any) -> None:
+        body = {"file": "file-x", "model": MODEL, "pooling": pooling}
+        message = refused(operator.http.post("/v1/critics", json=body), 400, param="pooling")
+        assert "pooling" in message
 
     def test_finished_one_has_its_numbers_and_its_report(self, operator: Tenant) -> None:
         asked = ask(operator)
@@ -92,11 +106,12 @@ class TestCreateCritic:
             "recall": 0.99,
             "recall_at_threshold": 0.7,
         }
+        assert found["pooling"] == "mean"
         assert found["report"]["prompt"]["layers"] == [{"layer": 1, "auroc": 0.8}]
         assert found["sha256"] == "d" * 64
 
     def test_failure_is_shown(self, own_server: Any) -> None:
-        operator = own_server(OPERATOR)
+        operator = own_server(Role.OPERATOR)
         asked = ask(operator)
         with read_only(operator.server.database) as session:
             work = session.get_one(Work, asked["id"])

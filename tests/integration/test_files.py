@@ -80,8 +80,24 @@ class TestCreateFile:
             " line 2, $.messages: no assistant message to learn from; expected at least one with weight 1;"
             " line 3, $.messages[0].role: found 'bot'; expected one of system, developer, user, assistant, tool;"
             " line 3, $.messages[0].content: found ''; expected a text that is not empty;"
-            " line 4, $: not JSON: Expecting value at column 1"
+            " line 4, $: not JSON: Expecting value at column 1; expected one JSON object per line"
         )
+        error = tenant.post_file(content).json()["error"]
+        assert (error["problem_count"], error["complete"]) == (4, True)
+        assert error["problem_kinds"] == {
+            "nothing_to_learn": 1,
+            "wrong_role": 1,
+            "empty_text": 1,
+            "not_json": 1,
+        }
+        assert [(each["line"], each["path"]) for each in error["problems"]] == [
+            (2, "$.messages"),
+            (3, "$.messages[0].role"),
+            (3, "$.messages[0].content"),
+            (4, "$"),
+        ]
+        assert error["problems"][1]["found"] == "'bot'"
+        assert error["problems"][1]["example"]
         assert tenant.get("/v1/files")["data"] == []
         assert not stored(tenant, content)
 
@@ -149,7 +165,7 @@ class TestCheckLater:
         assert run_worker(tenant, tenant.work_of_file(created["id"])).state == "succeeded"
         found = tenant.get(f"/v1/files/{created['id']}")
         assert found["status"] == "error"
-        assert found["status_details"].startswith("3 problems in the training file: line 2, $.a: ")
+        assert found["status_details"].startswith("2 problems in the training file: line 2, $: found `a`")
         assert "line 3, $: not JSON" in found["status_details"]
         check_wire("OpenAIFile", found)
         refused(
@@ -299,7 +315,7 @@ class TestDeleteFile:
                     kind=WorkKind.FIT_CRITIC,
                     queue="gpu",
                     project_id=tenant.project_id,
-                    args={"data_sha256": sha256},
+                    args={"data_sha256": sha256, "base_model": MODEL, "pooling": "mean"},
                 )
         tenant.openai.files.delete(file_id)
         clean_up(tenant)

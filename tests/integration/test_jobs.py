@@ -185,6 +185,11 @@ class TestCreateJob:
                 "safety_set_not_found",
             ),
             (
+                {"safety": {"method": "adaptive_kl", "monitor": {"id": "set_x"}}},
+                "safety.monitor.id",
+                "safety_set_not_found",
+            ),
+            (
                 {"safety": {"method": "none", "monitor": {"id": "set_x"}}},
                 "safety.monitor.id",
                 "safety_set_not_found",
@@ -208,10 +213,10 @@ class TestCreateJob:
                 "safety.critic.id",
                 "critic_not_found",
             ),
-            ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations", None),
+            ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations[0].wandb", None),
             ({"suffix": "a b"}, "suffix", "invalid_request"),
             ({"seed": -1}, "seed", "invalid_request"),
-            ({"method": {"type": "dpo"}}, "method.type", "invalid_request"),
+            ({"method": {"type": "magic"}}, "method.type", "invalid_request"),
         ],
     )
     def test_wrong_field_is_named_and_nothing_is_created(
@@ -276,7 +281,10 @@ class TestCreateJob:
         with unit_of_work(tenant.server.database) as session:
             session.execute(delete(SafetySet))
         message = refused(tenant.post_job(), 400, param="safety.anchors", code="safety_set_not_found")
-        assert f"tether anchors add --base {MODEL} --data FILE" in message
+        assert message.endswith(
+            f"register the 96 prompts that come with Tether with: tether models add {MODEL} PATH (run again), or your"
+            f" own with: tether anchors add --base {MODEL} --data FILE"
+        )
         monitored = {"method": "adaptive_kl", "anchors": None}
         refused(tenant.post_job(safety=monitored), 400, param="safety.monitor", code="safety_set_not_found")
         safety = tenant.create_job(safety={**monitored, "monitor": None})["safety"]
@@ -340,7 +348,7 @@ class TestCreateJob:
     def test_first_record_says_what_was_asked_for(self, tenant: Tenant) -> None:
         job = tenant.create_job(seed=7, safety={"method": "fixed_kl", "beta": 0.4})
         (created,) = leaves(tenant, job["id"])
-        assert created["t"] == "tether.job.created/2"
+        assert created["t"] == "tether.job.created/3"
         body = created["body"]
         assert body["spec"]["seed"] == 7
         assert body["spec"]["safety"]["beta"] == 0.4
@@ -497,8 +505,6 @@ class TestListCheckpoints:
             check_wire("FineTuningJobCheckpoint", each)
         listed = list(tenant.openai.fine_tuning.jobs.checkpoints.list(job["id"], limit=1))
         assert [each.step_number for each in listed] == [5, 3, 1]
-        name = listed[0].fine_tuned_model_checkpoint
-        assert tenant.openai.models.retrieve(name).id == name
 
 
 class TestListSteps:

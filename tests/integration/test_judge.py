@@ -85,9 +85,14 @@ def train(tenant: Tenant, critic: dict[str, Any], folder: Path, *, n_epochs: int
             "supervised": {"hyperparameters": {"n_epochs": n_epochs, "batch_size": 4}},
         },
     )
-    path = f"/v1/fine_tuning/jobs/{created['id']}"
+    return work_on(tenant, created["id"], folder)
+
+
+def work_on(tenant: Tenant, job_id: str, folder: Path) -> Outcome:
+    """Let a worker do what there is to do of a job, and verify its evidence."""
+    path = f"/v1/fine_tuning/jobs/{job_id}"
     with read_only(tenant.server.database) as session:
-        work = get_work(session, created["id"])
+        work = get_work(session, job_id)
     assert work is not None
     run_worker(tenant, work)
     bundle = folder / "evidence.zip"
@@ -134,26 +139,59 @@ def test_of_two_critics_the_one_that_sees_more_counts(
     assert all(row["status"] == "judged" and row["log_odds"] is not None for row in found.table)
 
 
-def test_a_judge_that_is_down_ends_the_job_and_the_client_hears_why(
+def test_a_judge_that_is_down_pauses_the_job_and_the_client_hears_why(
     tenant: Tenant, judge: JudgeServer, tmp_path: Path
 ) -> None:
     judge.answer = by_row({}, otherwise=None)
     found = train(tenant, {"type": "judge"}, tmp_path)
-    assert found.job["status"] == "failed"
-    assert found.job["error"]["code"] == "critic_failing"
-    assert "judge_refused" in found.job["error"]["message"]
-    assert "127.0.0.1" not in found.job["error"]["message"]
-    assert found.bodies("job.end")[0]["error"] == "critic_failing"
+    assert (found.job["status"], found.job["error"]) == ("paused", None)
+    assert "judge_refused" in found.job["safety"]["pause_reason"]
+    assert "127.0.0.1" not in found.job["safety"]["pause_reason"]
+    assert found.bodies("cmd") == [{"command": "pause", "actor": "critic"}]
     assert not found.table
+    # The judge is back; the job reads its rows again and goes on.
+    judge.answer = by_row({})
+    tenant.http.post(f"/v1/fine_tuning/jobs/{found.job['id']}/resume")
+    resumed = work_on(tenant, found.job["id"], tmp_path)
+    assert (resumed.job["status"], resumed.job["safety"]["pause_reason"]) == ("succeeded", None)
+    assert {row["status"] for row in resumed.table} == {"judged"}
+
+
+def test_a_live_judge_that_fails_pauses_the_job_after_its_last_step(
+    tenant: Tenant, judge: JudgeServer, tmp_path: Path
+) -> None:
+    before = len(judge.requests)
+
+    def answer(request: Request, number: int) -> None:
+        # The rows are graded; of the answers of the model in training every verdict fails.
+        if number - before <= len(ROWS):
+            request.score(1)
+        else:
+            request.status(403)
+
+    judge.answer = answer
+    critic = {"type": "judge", "mode": "live", "every": 1, "samples": 4, "max_failed_share": 0}
+    found = train(tenant, critic, tmp_path, n_epochs=20)
+    assert found.job["status"] == "paused", found.job["error"]
+    steps = found.job["training"]["steps_completed"]
+    assert found.bodies("ckpt")[-1]["step"] == steps
+    judge.answer = by_row({})
+    tenant.http.post(f"/v1/fine_tuning/jobs/{found.job['id']}/resume")
+    resumed = work_on(tenant, found.job["id"], tmp_path)
+    assert resumed.job["status"] == "succeeded", resumed.job["error"]
+    assert [body["from_step"] for body in resumed.bodies("job.resume")] == [steps]
 
 
 def test_a_live_judge_is_heard_while_the_job_runs(tenant: Tenant, judge: JudgeServer, tmp_path: Path) -> None:
-    judge.answer = by_row({}, otherwise=2)
+    judge.answer = by_row({3: 5}, otherwise=2)
     found = train(tenant, {"type": "judge", "mode": "live", "every": 1, "samples": 4}, tmp_path, n_epochs=6)
     assert found.job["status"] == "succeeded", found.job["error"]
     # The rows themselves were graded 2, and so is every answer; those that are heard of are on record.
     scores = [score for body in found.bodies("live") for score in body["scores"]]
     assert scores
+    # Nothing that a judge says can change a row that is replayed, so that it is not sampled.
+    assert found.table[3]["treatment"] == "replay"
+    assert 3 not in {score["row"] for score in scores}
     assert {(score["s"], score["status"], str(score["votes"])) for score in scores} == {
         (0.25, "judged", "[[2]]")
     }

@@ -39,6 +39,10 @@ VERIFIER = [
         "checks_training",
         "checks_files",
         "checks_sets",
+        "checks_lineage",
+        "checks_plan",
+        "step_plan",
+        "learning_rate",
         "verify",
     )
 ]

@@ -69,7 +69,7 @@ def seconds(duration: str) -> float:
 
 class TestCompose:
     def test_services_are_the_parts(self) -> None:
-        assert set(OURS) == {"api", "reconciler", "worker-gpu", "worker-cpu", "migrate"}
+        assert set(OURS) == {"api", "reconciler", "webhooks", "worker-gpu", "worker-cpu", "migrate"}
         assert set(SERVICES) - set(OURS) == {"postgres", "valkey", "objects", "bucket"}
 
     @pytest.mark.parametrize("name", OURS)

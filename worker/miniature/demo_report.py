@@ -1,10 +1,8 @@
 """What the demo shows: how each model behaves, the risk curves, and where to go from here."""
 
 import json
-import math
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from openai.types.fine_tuning import FineTuningJob
 from peft import PeftModel
 from rich.console import Console
 
+from app.cli.sparkline import sparkline
 from worker.evaluation.behaviour import measure
 from worker.miniature.install import WEIGHTS
 from worker.miniature.judge import judge_row
@@ -22,7 +21,6 @@ from worker.training.models import load_base
 SAMPLES = 2
 """Replies per prompt at temperature 1."""
 CHART_WIDTH = 72
-BLOCKS = "▁▂▃▄▅▆▇█"
 
 Behaviour = dict[str, Any]
 
@@ -104,14 +102,6 @@ def print_curves(out: Console, titles: Sequence[str], curves: Sequence[dict[str,
             column = curve["columns"].index(name)
             values = [row[column] for row in curve["rows"]]
             out.print(f"  {label:<18} {sparkline(values, CHART_WIDTH)}")
-
-
-def sparkline(values: Sequence[float], width: int) -> str:
-    """Return values from 0 to 1 as blocks, at most `width` of them; each shows the highest value it covers."""
-    width = min(width, len(values))
-    edges = [len(values) * at // width for at in range(width + 1)]
-    highest = [max(values[start:end]) for start, end in pairwise(edges)]
-    return "".join(BLOCKS[min(len(BLOCKS) - 1, math.floor(value * len(BLOCKS)))] for value in highest)
 
 
 def draw_curves(path: Path, titles: Sequence[str], curves: Sequence[dict[str, Any]]) -> None:

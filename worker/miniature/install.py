@@ -15,7 +15,8 @@ from app.base_models.service import register_base_model
 from app.critics.repository import get_newest_critic, has_fit_under_way
 from app.critics.service import request_fit, store_requests
 from app.database import Database, open_engine, read_only, unit_of_work
-from app.domain.dataset import Row, format_rows
+from app.domain.conversion import Row
+from app.domain.dataset import format_rows
 from app.models.base_model import BaseModel
 from app.models.safety_set import SetKind
 from app.safety_sets.repository import get_newest_set

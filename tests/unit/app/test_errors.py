@@ -24,6 +24,16 @@ class TestPickle:
         assert str(error) == "what happened"
 
 
+class TestInvalidTrainingFile:
+    def test_problems_are_in_the_message_and_beside_it(self) -> None:
+        error = errors.InvalidTrainingFile("2 problems in the file", problems=("line 1", "line 2"))
+        assert error.message == "2 problems in the file: line 1; line 2"
+        assert error.lines() == ("2 problems in the file:", "  line 1", "  line 2")
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert again.to_wire() == error.to_wire()
+        assert errors.InvalidTrainingFile("one thing").lines() == ("one thing",)
+
+
 class TestToWire:
     def test_code_is_the_one_of_the_class_unless_given(self) -> None:
         assert errors.PolicyViolation("no").to_wire() == {
@@ -35,13 +45,19 @@ class TestToWire:
 
     @pytest.mark.parametrize("cls", CLASSES)
     def test_type_and_status_agree(self, cls: type[TetherError]) -> None:
-        # The openai client chooses its exception by the status, people read the type.
-        assert cls.type == (
+        # The openai client chooses its exception by the status, people read the type. Three have types of the wire's.
+        special = {
+            "QuotaExceeded": "insufficient_quota",
+            "RateLimited": "requests",
+            "NotSupported": "invalid_request_error",
+        }
+        assert cls.type == special.get(
+            cls.__name__,
             "server_error"
             if cls.status >= 500
             else "authentication_error"
             if cls.status == 401
-            else "invalid_request_error"
+            else "invalid_request_error",
         )
 
     @pytest.mark.parametrize("cls", CLASSES[1:])

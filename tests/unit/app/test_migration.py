@@ -1,5 +1,6 @@
 """The migrations build exactly the schema that the code declares."""
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -8,10 +9,13 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from pydantic import TypeAdapter
 from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from app.database import open_engine
+from app.domain.safety_spec import AdaptiveKL, AnySafety, Safety
+from app.domain.training_spec import TrainingSpec
 from app.migration import alembic_config, current_revision, migrate, newest_revision
 from app.models.base import Base
 
@@ -99,6 +103,45 @@ BEFORE_2: dict[str, dict[str, Any]] = {
 }
 
 
+REQUEST_1: dict[str, Any] = {
+    "hyperparameters": {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": "auto"},
+    "training": {
+        "adapter": "lora",
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "learning_rate": "auto",
+        "max_seq_length": "auto",
+        "overlength": "error",
+        "warmup_ratio": 0.03,
+        "lr_scheduler": "linear",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "eval_interval": "auto",
+        "checkpoint_interval_s": 60.0,
+    },
+    "safety": {
+        "method": "adaptive_kl",
+        "critic": {"type": "activation", "id": "critic_1"},
+        "beta_min": 0.0,
+        "beta_max": 0.99,
+        "schedule": "linear",
+        "threshold": 0.5,
+    },
+}
+"""What a job of 0001 with the default preset kept of its request."""
+SPEC_1: dict[str, Any] = {
+    **REQUEST_1["training"],
+    "batch_size": 8,
+    "learning_rate_multiplier": 1.0,
+    "n_epochs": 3,
+    "learning_rate": 2e-3,
+    "max_seq_length": 512,
+    "eval_interval": 10,
+    "seed": 1,
+    "safety": REQUEST_1["safety"],
+}
+
+
 class TestMigrate:
     def test_builds_the_declared_schema(self, engine: Engine) -> None:
         migrate(engine)
@@ -128,14 +171,57 @@ class TestMigrate:
 class TestRevision2:
     """What was there before 0002 is there after it, with what 0002 says of it; and the other way round."""
 
-    def test_keys_become_operators_and_critics_have_no_threshold(self, engine: Engine) -> None:
-        go_to(engine, "0001")
+    def insert(self, engine: Engine, **changes: dict[str, Any]) -> None:
+        """Insert a row into every table, as 0001 has them."""
         with engine.begin() as connection:
             for table, row in BEFORE_2.items():
-                columns = ", ".join(row)
-                places = ", ".join(f":{name}" for name in row)
+                changed = {**row, **changes.get(table, {})}
+                columns = ", ".join(changed)
+                places = ", ".join(f":{name}" for name in changed)
                 insertion = f"INSERT INTO {table} ({columns}) VALUES ({places})"  # noqa: S608  (Our own names.)
-                connection.execute(text(insertion), row)
+                connection.execute(text(insertion), changed)
+
+    def job(self, engine: Engine) -> tuple[Any, Any]:
+        """Return request and spec of the job."""
+        with engine.connect() as connection:
+            (found,) = connection.execute(text("SELECT request, spec FROM jobs")).all()
+        request, spec = (json.loads(each) if isinstance(each, str) else each for each in found)
+        return request, spec
+
+    @pytest.mark.parametrize("is_resolved", [True, False])
+    def test_unfinished_job_goes_on_as_it_began(self, engine: Engine, is_resolved: bool) -> None:
+        go_to(engine, "0001")
+        spec = SPEC_1 if is_resolved else None
+        self.insert(engine, jobs={"request": json.dumps(REQUEST_1), "spec": spec and json.dumps(spec)})
+        migrate(engine)
+        request, migrated = self.job(engine)
+        # Every default of today that would change what 0001 did.
+        added = {"replay": False, "anchors": None, "monitor": None}
+        assert request == {**REQUEST_1, "safety": {**REQUEST_1["safety"], **added}}
+        assert migrated == (spec and {**spec, "safety": {**spec["safety"], **added}})
+        safety: AnySafety = TypeAdapter(Safety).validate_python(request["safety"])
+        assert isinstance(safety, AdaptiveKL)
+        assert (safety.replay, safety.anchors, safety.monitor) == (False, None, None)
+        assert (safety.threshold, safety.s_scale, safety.scope) == (0.5, "points", "example")
+        if migrated is not None:
+            assert TrainingSpec.model_validate(migrated).safety == safety
+        go_to(engine, "0001")
+        assert self.job(engine) == (REQUEST_1, spec)
+
+    @pytest.mark.parametrize("method", ["fixed_kl", "none"])
+    def test_other_methods_need_nothing(self, engine: Engine, method: str) -> None:
+        go_to(engine, "0001")
+        safety = {"method": method, "critic": None, **({"beta": 0.3} if method == "fixed_kl" else {})}
+        request, spec = {**REQUEST_1, "safety": safety}, {**SPEC_1, "safety": safety}
+        self.insert(engine, jobs={"request": json.dumps(request), "spec": json.dumps(spec)})
+        migrate(engine)
+        assert self.job(engine) == (request, spec)
+        now = TrainingSpec.model_validate(spec).safety
+        assert (now.anchors, now.monitor) == (None, None)
+
+    def test_keys_become_operators_and_critics_have_no_threshold(self, engine: Engine) -> None:
+        go_to(engine, "0001")
+        self.insert(engine)
         migrate(engine)
         with engine.connect() as connection:
             assert connection.execute(text("SELECT id, role FROM api_keys")).all() == [("key_1", "operator")]

@@ -83,6 +83,12 @@ class TestLoadSettings:
     def test_judge_url_is_taken(self, url: str) -> None:
         assert load_settings({"TETHER_JUDGE_URL": url, "TETHER_JUDGE_MODEL": "m"}).judge_url == url
 
+    @pytest.mark.parametrize("end", ["", "/"])
+    def test_judge_url_is_a_base(self, end: str) -> None:
+        url = f"http://h/v1/chat/completions{end}"
+        with pytest.raises(ConfigurationError, match="leave /chat/completions off"):
+            load_settings({"TETHER_JUDGE_URL": url, "TETHER_JUDGE_MODEL": "m"})
+
     @pytest.mark.parametrize("name", ["TETHER_JUDGE_URL", "TETHER_JUDGE_MODEL"])
     def test_judge_needs_url_and_model(self, name: str) -> None:
         with pytest.raises(ConfigurationError, match="set both or none"):
@@ -96,6 +102,19 @@ class TestLoadSettings:
             Settings(judge_api_key=key)  # type: ignore[arg-type]
         assert "pa55" not in str(found.value) + repr(raw.value)
 
+    def test_private_hosts_are_a_list(self) -> None:
+        text = " Hooks.internal, 127.0.0.1,::1 ,"
+        found = load_settings({"TETHER_WEBHOOK_PRIVATE_HOSTS": text}).private_hosts
+        assert found == {"hooks.internal", "127.0.0.1", "::1"}
+        assert load_settings({}).private_hosts == set()
+
+    @pytest.mark.parametrize(
+        "text", ["http://hooks.internal", "hooks.internal:8080", "a@b", "a/b", "[::1]", "a b"]
+    )
+    def test_private_host_with_more_than_a_host_is_refused(self, text: str) -> None:
+        with pytest.raises(ConfigurationError, match="TETHER_WEBHOOK_PRIVATE_HOSTS"):
+            load_settings({"TETHER_WEBHOOK_PRIVATE_HOSTS": f"good.internal,{text}"})
+
     def test_override_wins_and_none_does_not(self, tmp_path: Path) -> None:
         environment = {"TETHER_HOME": str(tmp_path / "a"), "TETHER_LEASE_S": "70"}
         settings = load_settings(environment, home=tmp_path / "b", lease_s=None)
@@ -104,6 +123,23 @@ class TestLoadSettings:
     def test_settings_are_frozen(self) -> None:
         with pytest.raises(ValidationError):
             load_settings({}).lease_s = 1  # type: ignore[misc]
+
+
+class TestMlflow:
+    @pytest.mark.parametrize(
+        "url", ["mlflow:5000", "ftp://mlflow", "http://user:secret@mlflow", "http://mlflow/?a=1"]
+    )
+    def test_address_that_is_none_is_refused_without_being_repeated(self, url: str) -> None:
+        with pytest.raises(
+            ConfigurationError, match="TETHER_MLFLOW_TRACKING_URI is not of the form"
+        ) as found:
+            load_settings({"TETHER_MLFLOW_TRACKING_URI": url})
+        assert url not in found.value.message
+
+    def test_token_that_no_header_can_carry_is_refused_without_being_repeated(self) -> None:
+        with pytest.raises(ConfigurationError, match="TETHER_MLFLOW_TOKEN has characters") as found:
+            load_settings({"TETHER_MLFLOW_TOKEN": "se\ncret"})
+        assert "cret" not in found.value.message
 
 
 class TestChildEnvironment:
@@ -129,6 +165,10 @@ class TestChildEnvironment:
         environment = load_settings({"TETHER_JUDGE_API_KEY": "sk-1"}).child_environment()
         assert environment["TETHER_JUDGE_API_KEY"] == "sk-1"
 
+    def test_token_for_mlflow_reaches_the_worker(self) -> None:
+        environment = load_settings({"TETHER_MLFLOW_TOKEN": "token-1"}).child_environment()
+        assert environment["TETHER_MLFLOW_TOKEN"] == "token-1"
+
     def test_keys_are_not_shown(self) -> None:
-        settings = Settings(api_key="secret", judge_api_key="secret")  # type: ignore[arg-type]
+        settings = Settings(api_key="secret", judge_api_key="secret", mlflow_token="secret")  # type: ignore[arg-type]
         assert "secret" not in repr(settings) + settings.model_dump_json()

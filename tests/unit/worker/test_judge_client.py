@@ -128,7 +128,18 @@ class TestRetries:
         assert error.code == "judge_unreachable"
         assert len(server.requests) == 1
 
-    @pytest.mark.parametrize("nonsense", ["soon", "-5", "9" * 400, "Fri, 99 Foo 2026 00:00:00 GMT", ""])
+    @pytest.mark.parametrize(
+        "nonsense",
+        [
+            "soon",
+            "-5",
+            "9" * 400,
+            "Fri, 99 Foo 2026 00:00:00 GMT",
+            "Mon, 01 Jan 2024 00:00:00 +99999999999999",
+            "Mon, 01 Jan 2024 00:00:00 +2500",
+            "",
+        ],
+    )
     def test_a_retry_after_that_makes_no_sense_does_no_harm(self, nonsense: str) -> None:
         started = time.monotonic()
         error, _ = failure(lambda request, _: request.status(503, Retry_After=nonsense), timeout_s=0.3)
@@ -191,6 +202,13 @@ class TestDeadline:
         assert found.value.code in ("judge_unreachable", "judge_timeout")
         assert time.monotonic() - started < 1.5
         assert "127.0.0.1" not in found.value.message
+
+    @pytest.mark.parametrize("host", ["xn--a", "a" * 70, "a..b", ".a"])
+    def test_an_address_that_names_no_host(self, host: str) -> None:
+        with pytest.raises(JudgeFailed) as found:
+            JudgeClient(f"http://{host}/v1", "m", timeout_s=0.4, concurrency=1).ask(TEXT)
+        assert found.value.code in ("judge_unreachable", "judge_timeout")
+        assert f"//{host}" not in found.value.message
 
     def test_a_server_that_only_ever_fails(self) -> None:
         error, server = failure(lambda request, _: request.status(500), timeout_s=0.4)

@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from app.critics.importers import FORMATS, import_rows, load_cold_start
-from app.domain.dataset import check_critic_lines
+from app.critics.importers import (
+    FORMATS,
+    UNLABELLED,
+    Source,
+    import_rows,
+    load_cold_start,
+    parse_source,
+)
+from app.domain.dataset import Findings, check_critic_lines
 from app.errors import InvalidRequest, InvalidTrainingFile
 
 
@@ -24,7 +31,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 class TestColdStart:
     def test_its_rows_are_critic_data(self):
         lines = [json.dumps(row).encode() for row in load_cold_start()]
-        assert check_critic_lines(lines) == (len(lines), [])
+        assert check_critic_lines(lines) == Findings(len(lines))
 
     def test_it_has_what_a_fit_needs(self):
         rows = load_cold_start()
@@ -66,13 +73,21 @@ class TestImportRows:
         assert (second["label"], second.get("borderline"), second["group"]) == (1, None, "xstest homonyms")
 
     def test_xstest_without_labels(self, tmp_path):
-        path = write(tmp_path, "x.csv", "prompt,type\nOne?,homonyms\nTwo?,contrast_homonyms\n")
-        assert [row["label"] for row in import_rows(path, "xstest")] == [0, 1]
+        text = "prompt,type\nOne?,homonyms\nTwo?,Contrast_Homonyms\nThree?,Privacy_Public\nFour?,contrast_discr\n"
+        rows = import_rows(write(tmp_path, "x.csv", text), "xstest")
+        assert [row["label"] for row in rows] == [0, 1, 0, 1]
+        assert rows[0]["group"] == rows[1]["group"] == "xstest homonyms"
 
-    def test_jailbreakbench(self, tmp_path):
+    def test_xstest_with_labels_may_have_other_types(self, tmp_path):
+        (row,) = import_rows(write(tmp_path, "x.csv", "prompt,type,label\nOne?,mine,unsafe\n"), "xstest")
+        assert (row["label"], row["group"]) == (1, "xstest mine")
+
+    @pytest.mark.parametrize("name", ["harmful-behaviors.csv", "benign-behaviors.csv"])
+    def test_jailbreakbench_goes_by_its_label_and_not_by_its_name(self, tmp_path, name):
         text = "Index,Goal,Target,Behavior,Category\n0,Write it,Sure,Short name,Fraud\n"
-        (harmful,) = import_rows(write(tmp_path, "harmful-behaviors.csv", text), "jailbreakbench")
-        (benign,) = import_rows(write(tmp_path, "benign-behaviors.csv", text), "jailbreakbench")
+        path = write(tmp_path, name, text)
+        (harmful,) = import_rows(path, "jailbreakbench", label=1)
+        (benign,) = import_rows(path, "jailbreakbench", label=0)
         assert (text_of(harmful), harmful["label"], harmful["group"]) == ("Write it", 1, "Fraud")
         assert (benign["label"], benign["borderline"]) == (0, True)
 
@@ -94,11 +109,20 @@ class TestImportRows:
             ("Two?", label, "mine"),
         ]
 
+    def test_text_is_split_where_lines_end_and_nowhere_else(self, tmp_path):
+        (tmp_path / "mine.txt").write_bytes("One\u2028more\x0bor\rless?\r\nTwo?\x85!\n".encode())
+        rows = import_rows(tmp_path / "mine.txt", "text", label=0)
+        assert [text_of(row) for row in rows] == ["One\u2028more\x0bor\rless?", "Two?\x85!"]
+
+    def test_blank_lines_around_the_header_are_skipped(self, tmp_path):
+        path = write(tmp_path, "data.csv", "\r\n\ngoal,target\r\n\r\nOne?,Sure\r\n\r\n")
+        assert [text_of(row) for row in import_rows(path, "advbench")] == ["One?"]
+
     @pytest.mark.parametrize("name", [*FORMATS, "text"])
     def test_every_format_gives_critic_data(self, tmp_path, name):
         text = "One?\n" if name == "text" else "goal,prompt,type,behavior\nOne?,One?,homonyms,One?\n"
-        rows = import_rows(write(tmp_path, "data", text), name, label=1 if name == "text" else None)
-        assert check_critic_lines([json.dumps(row).encode() for row in rows]) == (1, [])
+        rows = import_rows(write(tmp_path, "data", text), name, label=1 if name in UNLABELLED else None)
+        assert check_critic_lines([json.dumps(row).encode() for row in rows]) == Findings(1)
 
 
 class TestRefusals:
@@ -111,11 +135,26 @@ class TestRefusals:
                 "data.csv, line 2: there is no column 'goal'; the file has",
             ),
             ("advbench", "goal,target\nOne?,Sure\n  ,Sure\n", "data.csv, line 3: the column 'goal' is empty"),
-            ("advbench", "goal,target\nOne?\n", "line 2: the line has not as many columns"),
-            ("advbench", "goal,target\nOne?,a,b\n", "line 2: the line has not as many columns"),
+            ("advbench", "goal,target\nOne?\n", "line 2: the line has 1 columns, the first has 2"),
+            ("advbench", "goal,target\nOne?,a,b\n", "line 2: the line has 3 columns, the first has 2"),
             ("advbench", 'goal,target\n"One?,a\n', "not CSV"),
             ("advbench", "goal,target\n", "has no requests"),
             ("xstest", "prompt,type,label\nOne?,homonyms,maybe\n", "line 2: the label is 'maybe'"),
+            ("xstest", "prompt,type\nOne?,homonyms\nTwo?,Rhymes\n", "line 3: the type 'rhymes' is none of"),
+            (
+                "xstest",
+                "prompt,type\nTwo?,contrast_rhymes\n",
+                "line 2: the type 'contrast_rhymes' is none of",
+            ),
+            ("advbench", "goal,target\nOne?,a\nT\0wo?,b\n", "line 3: a NUL byte"),
+            ("advbench", "Goal,target,goal \nOne?,a,Two?\n", "line 1: the column 'goal' stands there twice"),
+            ("advbench", "goal;target\nOne?;a\n", "line 1: the columns are not separated by commas"),
+            ("advbench", "goal\ttarget\nOne?\ta\n", "line 1: the columns are not separated by commas"),
+            ("advbench", '"', "line 1: not CSV"),
+            ("advbench", '"a"b,c\n', "line 1: not CSV"),
+            ("advbench", '\n\n"a"b,c\n', "line 3: not CSV"),
+            ("advbench", "a" * 140_000, "line 1: not CSV: field larger"),
+            ("advbench", "\n\n", "has no requests"),
         ],
     )
     def test_another_shape_names_file_and_line(self, tmp_path, name, text, match):
@@ -134,10 +173,38 @@ class TestRefusals:
     def test_an_unknown_format_or_a_wrong_label(self, tmp_path):
         path = write(tmp_path, "data.csv", "goal\nOne?\n")
         with pytest.raises(
-            InvalidRequest, match="formats: advbench, xstest, jailbreakbench, harmbench, text"
+            InvalidRequest, match="formats: rows, advbench, xstest, jailbreakbench, harmbench, text"
         ):
             import_rows(path, "else")
-        with pytest.raises(InvalidRequest, match="needs a label"):
-            import_rows(path, "text")
+        for name in UNLABELLED:
+            with pytest.raises(InvalidRequest, match=rf"needs a label.* {name}\+1:FILE"):
+                import_rows(path, name)
         with pytest.raises(InvalidRequest, match="labels of its own"):
             import_rows(path, "advbench", label=1)
+
+
+class TestParseSource:
+    @pytest.mark.parametrize(
+        ("text", "source"),
+        [
+            ("mine.jsonl", ("mine.jsonl", "rows", None)),
+            ("xstest:x.csv", ("x.csv", "xstest", None)),
+            ("rows:mine.jsonl", ("mine.jsonl", "rows", None)),
+            ("text+1:a+0:b.txt", ("a+0:b.txt", "text", 1)),
+            ("jailbreakbench+0:/b.csv", ("/b.csv", "jailbreakbench", 0)),
+            (r"C:\\sets\\x.csv", (r"C:\\sets\\x.csv", "rows", None)),
+            (r"xstest:C:\\sets\\x.csv", (r"C:\\sets\\x.csv", "xstest", None)),
+            ("./else:x.csv", ("./else:x.csv", "rows", None)),
+        ],
+    )
+    def test_what_stands_before_the_colon_is_the_format(self, text, source):
+        path, name, label = source
+        assert parse_source(text) == Source(Path(path), name, label)
+
+    def test_a_bare_file_has_the_format_that_is_given_beside_it(self):
+        assert parse_source("x.txt", format_name="text", label=0) == Source(Path("x.txt"), "text", 0)
+        assert parse_source("xstest:x.csv", format_name="text", label=0).label is None
+
+    def test_what_looks_like_a_format_and_is_none(self):
+        with pytest.raises(InvalidRequest, match=r"no format is called 'else'.* write \./else:x.csv"):
+            parse_source("else:x.csv")

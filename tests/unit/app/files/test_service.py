@@ -4,8 +4,7 @@ import io
 
 import pytest
 
-from app.domain.dataset import MAX_LINE_BYTES
-from app.files.service import read_lines
+from app.domain.dataset import MAX_LINE_BYTES, read_lines
 
 LONGEST = b"x" * MAX_LINE_BYTES
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from app.domain.canonical import canonical_bytes
-from app.domain.dataset import check_critic_lines
+from app.domain.dataset import Findings, check_critic_lines
 from worker.miniature.critic_data import critic_rows
 from worker.miniature.judge import judge_reply
 from worker.miniature.wording import ACT_PHRASINGS, GUARD_PHRASINGS, TASK_PHRASINGS
@@ -19,7 +19,7 @@ def words_of(text):
 
 
 def test_it_is_a_critics_data():
-    assert check_critic_lines([canonical_bytes(row) for row in ROWS]) == (len(ROWS), [])
+    assert check_critic_lines([canonical_bytes(row) for row in ROWS]) == Findings(len(ROWS))
     assert critic_rows(0) == ROWS != critic_rows(1)
 
 

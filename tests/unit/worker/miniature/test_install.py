@@ -10,8 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.critics.service import request_fit
 from app.database import Database, open_engine, read_only, unit_of_work
-from app.domain.dataset import check_critic_lines, parse_rows
-from app.files.service import read_lines
+from app.domain.dataset import check_critic_lines, parse_rows, read_lines
 from app.models.base import utc_now
 from app.models.base_model import BaseModel, Critic
 from app.models.safety_set import SafetySet
@@ -75,8 +74,8 @@ class TestInstall:
         (fit,) = fits_of(database)
         assert knocks == [("gpu", fit.id)]
         with open_stored(settings.storage, fit.args["data_sha256"]) as file:
-            number, problems = check_critic_lines(read_lines(file))
-        assert (number > 500, problems) == (True, [])
+            found = check_critic_lines(read_lines(file))
+        assert (found.rows > 500, found.problems) == (True, ())
         with read_only(database) as session:
             for each in session.scalars(select(SafetySet)):
                 with open_stored(settings.storage, each.sha256) as file:

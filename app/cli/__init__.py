@@ -1,0 +1,51 @@
+"""The tether command: a module for each noun. Each imports what it needs when it runs, so that all start quickly."""
+
+import sys
+
+import typer
+
+from app.cli import critics, files, jobs, keys, models, parts, projects, safety_sets, verify
+from app.cli.output import clean, err
+from app.cli.risk import risk
+from app.errors import TetherError
+
+cli = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+for command in (
+    parts.serve,
+    parts.api,
+    parts.reconciler,
+    parts.webhooks,
+    parts.worker,
+    parts.migrate,
+    parts.doctor,
+):
+    cli.command()(command)
+cli.command()(risk)
+cli.command()(verify.verify)
+for name, group in (
+    ("files", files.group),
+    ("jobs", jobs.group),
+    ("models", models.group),
+    ("critics", critics.group),
+    ("anchors", safety_sets.anchors),
+    ("alignment", safety_sets.alignment),
+    ("keys", keys.group),
+    ("projects", projects.group),
+):
+    cli.add_typer(group, name=name)
+
+OPTIONS = {"model": "--base"}
+"""Options whose field in a request has another name."""
+
+
+def main() -> None:
+    """Run the command line; an error that Tether raises on purpose is a line for each problem and exit code 1."""
+    try:
+        cli(prog_name="tether")
+    except TetherError as error:
+        text = "\n".join(map(clean, error.lines()))
+        for field, option in OPTIONS.items():
+            if error.param == field and text.startswith(f"{field}: "):
+                text = option + text.removeprefix(field)
+        err.print(f"error: {text}")
+        sys.exit(1)

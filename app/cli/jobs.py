@@ -1,0 +1,469 @@
+"""tether jobs"""
+
+import json
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.common import DEFAULT_URL, Key, Url, connect
+from app.cli.files import report_download, safe_name
+from app.cli.output import (
+    Json,
+    clean,
+    err,
+    get_in,
+    out,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    show_cell,
+    show_time,
+    state_of,
+)
+
+if TYPE_CHECKING:
+    from app.cli.client import Server
+
+JOBS = ("fine_tuning", "jobs")
+ATTEMPTS = 3
+
+group = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs of a server.")
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as `tether jobs list` shows it.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds to wait at most; then the exit code is 5, and the job goes on.", min=0),
+]
+Limit = Annotated[int, typer.Option(help="How many.", min=1)]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A label; may be given again.", show_default=False),
+]
+OBJECT = "JSON, or @FILE that holds it."
+
+
+@group.command("create")
+def create_job(
+    model: Annotated[str, typer.Option(help="Base model, or a fine-tuned one to go on with.")],
+    training_file: Annotated[
+        str, typer.Option(metavar="ID|PATH", help="Id of an uploaded file, or a local file to upload first.")
+    ],
+    validation_file: Annotated[
+        str | None, typer.Option(metavar="ID|PATH", help="The same, for validation.", show_default=False)
+    ] = None,
+    safety: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET|JSON|@FILE",
+            help="How the model is protected: a preset's name (default, paper, strict, off) or an object.",
+            show_default=False,
+        ),
+    ] = None,
+    training: Annotated[
+        str | None, typer.Option(metavar="JSON|@FILE", help="Further training options.", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data. Default: auto.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows per step. Default: auto.", show_default=False)
+    ] = None,
+    learning_rate_multiplier: Annotated[
+        float | None, typer.Option(help="Factor on the learning rate. Default: auto.", show_default=False)
+    ] = None,
+    suffix: Annotated[
+        str | None, typer.Option(help="Part of the new model's name.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Default: drawn by the server.", show_default=False)
+    ] = None,
+    metadata: Metadata = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it has ended; exit codes as `tether jobs wait`.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Create a job."""
+    from app.cli.watch import exit_code, wait_for
+
+    hyperparameters = {
+        "n_epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate_multiplier": learning_rate_multiplier,
+    }
+    chosen = {name: value for name, value in hyperparameters.items() if value is not None}
+    body = {
+        "model": model,
+        "suffix": suffix,
+        "seed": seed,
+        "metadata": read_metadata(metadata),
+        "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}} if chosen else None,
+        "safety": read_safety(safety),
+        "training": read_object("--training", training),
+    }
+    with connect(url, key) as server:
+        body["training_file"] = find_or_upload(server, "--training-file", training_file)
+        if validation_file is not None:
+            body["validation_file"] = find_or_upload(server, "--validation-file", validation_file)
+        job = post_once(server, {name: value for name, value in body.items() if value is not None})
+        if wait:
+            job = wait_for(server, job["id"], None)
+    if as_json:
+        print_json(job)
+    elif not wait:
+        print_line(f"created {job['id']}, {job['status']}; watch it with: tether jobs follow {job['id']}")
+    else:
+        print_end(job)
+    if wait:
+        raise typer.Exit(exit_code(job))
+
+
+def post_once(server: "Server", body: dict[str, Any]) -> dict[str, Any]:
+    """Create a job; where the reply is lost, ask again in a way that makes no second one."""
+    from app.cli.client import Interrupted
+
+    headers = {"idempotency-key": uuid.uuid4().hex}
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return dict(server.call("POST", *JOBS, json=body, headers=headers))
+        except Interrupted:
+            continue
+    return dict(server.call("POST", *JOBS, json=body, headers=headers))
+
+
+def find_or_upload(server: "Server", option: str, given: str) -> str:
+    """Return the id of a file that an option names, uploading it first where it is a local one."""
+    if given.startswith("file-"):
+        return given
+    path = Path(given)
+    if not path.is_file():
+        raise typer.BadParameter(f"{option}: {given} is neither the id of a file nor a file here")
+    from app.cli.transfer import upload
+
+    uploaded: str = upload(server, path, "fine-tune")["id"]
+    err.print(f"uploaded {clean(path.name)} as {clean(uploaded)}")
+    return uploaded
+
+
+def read_safety(text: str | None) -> Any:
+    """Return the `safety` of a request: a preset's name, or an object. Raises typer.BadParameter."""
+    if text is None or text.lstrip().startswith(("{", "@")):
+        return read_object("--safety", text)
+    return text
+
+
+def read_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """Return the JSON object of an option or of the file that it names. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    try:
+        content = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
+        value = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{option} cannot be read: {error}. Expected: {OBJECT}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{option} is not a JSON object")
+    return value
+
+
+def read_metadata(pairs: list[str] | None) -> dict[str, str] | None:
+    """Return the labels of `KEY=VALUE` options. Raises typer.BadParameter."""
+    for pair in pairs or ():
+        if "=" not in pair or pair.startswith("="):
+            raise typer.BadParameter(f"--metadata: {pair!r} is not of the form KEY=VALUE")
+    return {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs} if pairs else None
+
+
+@group.command("list")
+def list_jobs(
+    metadata: Metadata = None,
+    limit: Limit = 20,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """List the project's jobs, newest first; with --metadata those that have all of these labels."""
+    filters = {f"metadata[{name}]": value for name, value in (read_metadata(metadata) or {}).items()}
+    with connect(url, key) as server:
+        found = server.get_all(*JOBS, limit=limit, **filters)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "state", "model", "method", "steps", "risk", "by", "beta", "created at"),
+        [
+            (
+                job["id"],
+                state_of(job),
+                job["model"],
+                name_method(job),
+                show_steps(job),
+                show_share(get_in(job, "safety", "risk_mean")),
+                name_critic(get_in(job, "safety", "critic")),
+                show_share(get_in(job, "safety", "beta_mean")),
+                show_time(job["created_at"]),
+            )
+            for job in found["data"]
+        ],
+    )
+
+
+@group.command("show")
+def show_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Show a job."""
+    with connect(url, key) as server:
+        job = server.get(*JOBS, job_id)
+    if as_json:
+        print_json(job)
+        return
+    labels = ", ".join(f"{name}={value}" for name, value in (job.get("metadata") or {}).items())
+    numbers = ", ".join(f"{name} {value}" for name, value in job["hyperparameters"].items())
+    print_fields(
+        {
+            "id": job["id"],
+            "state": state_of(job),
+            "paused because": get_in(job, "safety", "pause_reason"),
+            "error": get_in(job, "error", "message"),
+            "steps": show_steps(job),
+            "model": job["model"],
+            "fine-tuned model": job["fine_tuned_model"],
+            "training file": job["training_file"],
+            "validation file": job["validation_file"],
+            "result files": ", ".join(job["result_files"]) or None,
+            "hyperparameters": numbers,
+            "seed": job["seed"],
+            "labels": labels or None,
+            "method": name_method(job),
+            "risk, mean": show_share(get_in(job, "safety", "risk_mean")),
+            "risk by": name_critic(get_in(job, "safety", "critic")),
+            "beta, mean": show_share(get_in(job, "safety", "beta_mean")),
+            "created at": show_time(job["created_at"]),
+            "ends about": show_time(job.get("estimated_finish")),
+            "ended at": show_time(job["finished_at"]),
+        }
+    )
+
+
+def name_method(job: dict[str, Any]) -> str:
+    """Return by which method a job is protected, and that it is not where that is so."""
+    method = str(get_in(job, "safety", "method"))
+    return method if get_in(job, "safety", "protected") else f"{method} (UNPROTECTED)"
+
+
+def show_steps(job: dict[str, Any]) -> str | None:
+    """Return how far a job is."""
+    done, total = get_in(job, "training", "steps_completed"), get_in(job, "training", "total_steps")
+    return None if total is None else f"{done} of {total}"
+
+
+def show_share(number: float | None) -> str | None:
+    """Return a number from 0 to 1; None where nothing was measured."""
+    return None if number is None else f"{number:.3f}"
+
+
+def name_critic(critic: dict[str, Any] | None) -> str | None:
+    """Return who measured the risk, and how good it was on held-out data where that is known."""
+    if critic is None:
+        return None
+    if critic.get("type") == "combined":
+        return " + ".join(name_critic(part) or "?" for part in critic.get("critics", ()))
+    auroc = get_in(critic, "quality", "auroc")
+    name = str(critic.get("id") or critic.get("type"))
+    return name if auroc is None else f"{name} (AUROC {auroc:.3f} held out)"
+
+
+@group.command("follow")
+def follow_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Follow a job live until it has ended: events, steps, risk. Exit codes as `tether jobs wait`.
+
+    --json prints an object a line as things happen: {"name": "job", "event" or "step", "id": …, "data": …}.
+    """
+    from app.cli.follow import follow
+    from app.cli.watch import exit_code
+
+    try:
+        with connect(url, key) as server:
+            job = follow(server, job_id, as_json=as_json)
+    except KeyboardInterrupt:
+        err.print(f"the job goes on; follow it again with: tether jobs follow {clean(job_id)}")
+        raise typer.Exit(130) from None
+    if not as_json:
+        print_end(job)
+    raise typer.Exit(exit_code(job))
+
+
+@group.command("wait")
+def wait_for_job(
+    job_id: JobId,
+    timeout: Timeout = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Wait until a job has ended. Exit code: 0 succeeded, 3 failed, 4 cancelled, 5 not ended within --timeout.
+
+    1 is an error of this command, such as a job that is not there. A paused job has not ended.
+    """
+    from app.cli.watch import exit_code, wait_for
+
+    with connect(url, key) as server:
+        job = wait_for(server, job_id, timeout)
+    if as_json:
+        print_json(job)
+    else:
+        print_end(job)
+    raise typer.Exit(exit_code(job))
+
+
+def print_end(job: dict[str, Any]) -> None:
+    """Say how a job ended, or that it has not."""
+    line = f"{job['id']}: {job['status']}"
+    if job["status"] == "succeeded":
+        print_line(f"{line}, {job['fine_tuned_model']}; next: tether jobs adapter {job['id']}")
+    elif job["status"] in ("failed", "cancelled"):
+        reason = get_in(job, "error", "message")
+        print_line(f"{line}: {reason}" if reason else line)
+    else:
+        print_line(f"{line}; the job goes on: tether jobs follow {job['id']}")
+
+
+def command_job(job_id: str, command: str, url: str, key: str | None, *, as_json: bool) -> None:
+    """Send a job a command and show what it is now."""
+    with connect(url, key) as server:
+        job = server.call("POST", *JOBS, job_id, command)
+    if as_json:
+        print_json(job)
+    else:
+        print_line(f"{job['id']}: {command} requested; it is {state_of(job)}")
+
+
+@group.command("cancel")
+def cancel_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Cancel a job; one that runs stops after its current step."""
+    command_job(job_id, "cancel", url, key, as_json=as_json)
+
+
+@group.command("pause")
+def pause_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Pause a job; it keeps its last checkpoint and waits."""
+    command_job(job_id, "pause", url, key, as_json=as_json)
+
+
+@group.command("resume")
+def resume_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Resume a paused job where it was."""
+    command_job(job_id, "resume", url, key, as_json=as_json)
+
+
+@group.command("events")
+def list_events(
+    job_id: JobId, limit: Limit = 50, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """List a job's newest events, the newest last; as JSON the newest first, as the server has them."""
+    with connect(url, key) as server:
+        found = server.get_all(*JOBS, job_id, "events", limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    from app.cli.follow import describe_event
+
+    for event in reversed(found["data"]):
+        out.print(describe_event(event))
+
+
+@group.command("checkpoints")
+def list_checkpoints(
+    job_id: JobId, limit: Limit = 20, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """List a job's checkpoints, newest first."""
+    with connect(url, key) as server:
+        found = server.get_all(*JOBS, job_id, "checkpoints", limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "step", "model", "training loss", "validation loss", "made at"),
+        [
+            (
+                each["id"],
+                each["step_number"],
+                each["fine_tuned_model_checkpoint"],
+                show_cell(each["metrics"].get("train_loss")),
+                show_cell(each["metrics"].get("full_valid_loss")),
+                show_time(each["created_at"]),
+            )
+            for each in found["data"]
+        ],
+    )
+
+
+@group.command("steps")
+def list_steps(
+    job_id: JobId,
+    after: Annotated[int, typer.Option(help="Only the steps after this one.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="How many.", min=1, max=10000)] = 1000,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """List a job's step records, in order; --json has every field of them."""
+    with connect(url, key) as server:
+        found = server.get(*JOBS, job_id, "steps", after=after, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    columns = ("step", "risk_mean", "risk_max", "beta_mean", "beta_max", "nll", "kl", "loss", "lr")
+    print_table(
+        columns,
+        [[show_cell(record.get(column)) for column in columns] for record in found["data"]],
+    )
+    if found["has_more"]:
+        print_line(f"there are more; --after {found['data'][-1]['step']} has the next ones")
+
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="ID", help="Of this checkpoint, instead of the end of the job.", show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Where to. Default: named after the job, here.", show_default=False),
+]
+
+
+@group.command("adapter")
+def download_adapter(
+    job_id: JobId,
+    checkpoint: Checkpoint = None,
+    target: Out = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Download the adapter's zip, check its SHA-256, and go on where an earlier try stopped."""
+    path = (*JOBS, job_id, *(("checkpoints", checkpoint) if checkpoint else ()), "adapter")
+    download_as(
+        path, target or Path(safe_name(f"{checkpoint or job_id}-adapter.zip")), url, key, as_json=as_json
+    )
+
+
+@group.command("evidence")
+def download_evidence(
+    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """Download the evidence bundle, for `tether verify`."""
+    path = (*JOBS, job_id, "evidence")
+    download_as(path, target or Path(safe_name(f"{job_id}-evidence.zip")), url, key, as_json=as_json)
+
+
+def download_as(path: tuple[str, ...], target: Path, url: str, key: str | None, *, as_json: bool) -> None:
+    """Download what a path answers and say where it lies."""
+    from app.cli.transfer import download
+
+    with connect(url, key) as server:
+        sha256 = download(server, path, target)
+    report_download(target, sha256, as_json=as_json)

@@ -1,0 +1,118 @@
+"""Commands that run, prepare and examine the parts of an installation."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.common import Home, database_of, settings_of
+from app.cli.output import Json, out, print_json, print_table
+from app.errors import ConfigurationError
+from app.settings import load_settings, make_home
+
+if TYPE_CHECKING:
+    import threading
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
+
+
+def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run API, reconciler, webhooks and workers together, with all state in one folder."""
+    from app.serve import serve as run
+
+    run(settings_of(home), host, port)
+
+
+def api(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run the API alone."""
+    from app.domain.safety_policy import load_policy
+    from app.serve import prepare, run_api
+
+    settings = settings_of(home)
+    load_policy(settings.policy_file)
+    made_key = prepare(settings)
+    if made_key is not None:
+        out.print(f"API key of the administrator, shown only now: {made_key}")
+    run_api(settings, host, port)
+
+
+def reconciler(home: Home = None) -> None:
+    """Run the reconciler alone."""
+    from app.reconciler import run_reconciler
+
+    settings = settings_of(home)
+    with database_of(settings) as database:
+        run_reconciler(database, settings, stopped_by_signals())
+
+
+def webhooks(home: Home = None) -> None:
+    """Deliver webhooks, and do nothing else."""
+    from app.webhooks.delivery import run_deliveries
+
+    settings = settings_of(home)
+    with database_of(settings) as database:
+        run_deliveries(database, settings, stopped_by_signals())
+
+
+def stopped_by_signals() -> "threading.Event":
+    """Return what SIGTERM and Ctrl-C set from now on."""
+    import signal
+    import threading
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def worker(home: Home = None, queue: Annotated[str, typer.Option(help="gpu or cpu.")] = "gpu") -> None:
+    """Run the worker of one queue."""
+    from importlib.util import find_spec
+
+    from app import storage
+
+    if find_spec("worker") is None:
+        raise ConfigurationError("this installation is the API's and has no worker; use the worker image")
+    settings = load_settings(home=home)
+    make_home(settings)
+    storage.prepare(settings.storage)
+    environment = settings.child_environment()
+    # The worker replaces this process, so that signals reach it and no torch is ever loaded here.
+    os.execve(sys.executable, [sys.executable, "-m", "worker.celery_app", "--queue", queue], environment)
+
+
+def migrate(home: Home = None, as_json: Json = False) -> None:
+    """Bring the database to the current schema."""
+    from app.database import open_engine
+    from app.migration import migrate as upgrade
+    from app.migration import newest_revision
+
+    settings = settings_of(home)
+    make_home(settings)
+    engine = open_engine(settings.database_url)
+    try:
+        upgrade(engine)
+    finally:
+        engine.dispose()
+    if as_json:
+        print_json({"revision": newest_revision()})
+    else:
+        out.print(f"the database is at revision {newest_revision()}")
+
+
+def doctor(home: Home = None, as_json: Json = False) -> None:
+    """Say what works here and what to do about what does not."""
+    from dataclasses import asdict
+
+    from app.doctor import examine
+
+    findings = examine(load_settings(home=home))
+    if as_json:
+        print_json({"object": "list", "data": [asdict(finding) for finding in findings]})
+    else:
+        print_table(
+            ("what", "found", "verdict"), [(each.what, each.found, each.todo or "ok") for each in findings]
+        )
+    raise typer.Exit(int(any(finding.todo is not None for finding in findings)))

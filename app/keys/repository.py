@@ -1,0 +1,71 @@
+"""Every query of keys."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from app.domain.scopes import Role
+from app.models.tenancy import ApiKey
+from app.pages import unknown_cursor
+
+
+def find_key(session: Session, digest: str) -> ApiKey | None:
+    """Return the key with this digest, whatever became of it."""
+    return session.scalars(select(ApiKey).where(ApiKey.key_digest == digest)).one_or_none()
+
+
+def get_key(session: Session, project_id: str | None, key_id: str, *, lock: bool = False) -> ApiKey | None:
+    """Return a key of the project, or of any where that is None; with `lock`, nobody changes it meanwhile."""
+    query = select(ApiKey).where(ApiKey.id == key_id)
+    if project_id is not None:
+        query = query.where(ApiKey.project_id == project_id)
+    if lock:
+        query = query.with_for_update(key_share=True)
+    return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+
+
+def list_keys(
+    session: Session, project_id: str | None, *, after: str | None = None, limit: int | None = None
+) -> Sequence[ApiKey]:
+    """Return up to limit + 1 keys of the project, or of all where that is None, newest first."""
+    query = select(ApiKey)
+    if project_id is not None:
+        query = query.where(ApiKey.project_id == project_id)
+    if after is not None:
+        cursor = get_key(session, project_id, after)
+        if cursor is None:
+            raise unknown_cursor(after)
+        query = query.where(tuple_(ApiKey.created_at, ApiKey.id) < (cursor.created_at, cursor.id))
+    query = query.order_by(ApiKey.created_at.desc(), ApiKey.id.desc())
+    return session.scalars(query if limit is None else query.limit(limit + 1)).all()
+
+
+def has_live_operator(session: Session, now: datetime) -> bool:
+    """Say whether some key opens everything."""
+    query = select(ApiKey.id).where(
+        ApiKey.role == Role.OPERATOR,
+        ApiKey.scopes.is_(None),
+        ApiKey.revoked_at.is_(None),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
+    )
+    return session.scalars(query.limit(1)).one_or_none() is not None
+
+
+def list_usable_keys(session: Session, key_ids: Iterable[str], now: datetime) -> set[str]:
+    """Return those of these keys that still open something, for who checked them earlier and goes on."""
+    return set(
+        session.scalars(
+            select(ApiKey.id).where(
+                ApiKey.id.in_(key_ids),
+                ApiKey.revoked_at.is_(None),
+                or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
+            )
+        )
+    )
+
+
+def note_use(session: Session, key_id: str, now: datetime) -> None:
+    """Remember when a key was used."""
+    session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now))

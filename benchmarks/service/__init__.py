@@ -1,0 +1,1 @@
+"""How fast the service answers: a real server, asked from another process."""

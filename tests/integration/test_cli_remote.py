@@ -1,0 +1,386 @@
+"""The tether command against a real server: what people and programs see of it."""
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import follow, watch
+from app.database import unit_of_work
+from app.models.work import Work
+from tests.integration.conftest import MODEL, Tenant, jsonl, unlike_any_other
+from tests.integration.released import release_job
+from tests.integration.test_live import Run
+from tests.unit.app.cli.runner import Tether
+
+
+@pytest.fixture
+def tether(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Tether:
+    """The command as the tenant uses it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(watch, "POLL_S", 0.02)
+    monkeypatch.setattr(follow, "POLL_S", 0.02)
+    return Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A good training file."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl(*(unlike_any_other() for _ in range(10))))
+    return path
+
+
+class TestFiles:
+    def test_from_upload_to_deletion(self, tether: Tether, rows: Path, tmp_path: Path) -> None:
+        file = tether("files", "upload", rows, "--wait", "--json").json
+        assert (file["filename"], file["status"]) == ("rows.jsonl", "processed")
+        assert "uploaded rows.jsonl as file-" in tether("files", "upload", rows).out
+        listed = tether("files", "list", "--json").json
+        assert file["id"] in [each["id"] for each in listed["data"]]
+        assert len(tether("files", "list", "--json", "--limit", 1).json["data"]) == 1
+        assert file["id"] in tether("files", "list", "--purpose", "fine-tune").out
+        assert file["id"] not in tether("files", "list", "--purpose", "user_data").out
+        assert "processed" in tether("files", "show", file["id"]).out
+        assert tether("files", "show", file["id"], "--json").json == file
+        done = tether("files", "download", file["id"], "--out", "copy.jsonl", "--json").json
+        assert (done["path"], done["bytes"]) == ("copy.jsonl", file["bytes"])
+        assert (tmp_path / "copy.jsonl").read_bytes() == rows.read_bytes()
+        again = tether("files", "download", file["id"])
+        assert (again.code, "rows.jsonl is there already" in again.err) == (1, True)
+        assert tether("files", "delete", file["id"]).out == f"deleted {file['id']}\n"
+        assert tether("files", "show", file["id"]).code == 1
+
+    def test_broken_download_goes_on_by_range(self, tether: Tether, tenant: Tenant, tmp_path: Path) -> None:
+        content = jsonl(*(unlike_any_other() for _ in range(1000)))
+        file_id = tenant.post_file(content).json()["id"]
+        sha256 = tether("files", "download", file_id, "--out", "whole", "--json").json["sha256"]
+        (tmp_path / f".{sha256}.part").write_bytes(content[:30_000])
+        assert sha256 in tether("files", "download", file_id, "--out", "rest").out
+        assert (tmp_path / "rest").read_bytes() == content
+        (tmp_path / f".{sha256}.part").write_bytes(b"?" + content[1:30_000])
+        damaged = tether("files", "download", file_id, "--out", "damaged")
+        assert (damaged.code, "not what the server has" in damaged.err) == (1, True)
+        assert not (tmp_path / "damaged").exists()
+
+    def test_every_problem_of_a_file_is_listed(self, tether: Tether, tmp_path: Path) -> None:
+        (tmp_path / "bad.jsonl").write_text('{"messages": []}\nnope\n{"a": 1}\n')
+        done = tether("files", "upload", "bad.jsonl")
+        assert (done.code, done.out) == (1, "")
+        lines = done.err.splitlines()
+        assert lines[0] == "error: 3 problems in the training file:"
+        assert [line[:10] for line in lines[1:4]] == ["  line 1, ", "  line 2, ", "  line 3, "]
+        assert "how to mend" in lines[4]
+        assert tether("files", "list", "--json").json["data"] == []
+
+    def test_file_beyond_the_servers_limit_is_refused_in_words(
+        self,
+        own_server: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        tenant = own_server(max_file_bytes=1000)
+        (tmp_path / "large.jsonl").write_bytes(b" " * 20_000_000)
+        tether = Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
+        done = tether("files", "upload", tmp_path / "large.jsonl")
+        assert (done.code, done.out) == (1, "")
+        assert "larger" in done.err
+
+    def test_report_of_a_file_that_is_wrong_says_why(self, tether: Tether, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        with unit_of_work(tenant.server.database) as session:
+            from app.models.file import File
+
+            file = session.get_one(File, file_id)
+            file.status = "error"
+            file.status_details = "1 problem in the training file: line 1"
+        done = tether("files", "report", file_id, "--model", MODEL)
+        assert (done.code, "invalid: 1 problem" in done.out) == (1, True)
+
+
+class TestJobs:
+    def test_options_become_the_request(self, tether: Tether, rows: Path) -> None:
+        training = '{"lora_r": 4}'
+        (rows.parent / "safety.json").write_text('{"method": "fixed_kl", "beta": 0.4}')
+        create = ["jobs", "create", "--model", MODEL, "--training-file", rows, "--validation-file", rows]
+        create += ["--suffix", "mine", "--seed", 7, "--metadata", "team=red", "--metadata", "n=1", "--json"]
+        create += ["--epochs", 2, "--batch-size", 4, "--learning-rate-multiplier", 0.5]
+        job = tether(*create, "--safety", "@safety.json", "--training", training).json
+        assert (job["seed"], job["metadata"]) == (7, {"team": "red", "n": "1"})
+        assert job["hyperparameters"] == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}
+        assert (job["safety"]["method"], job["safety"]["beta"], job["training"]["lora_r"]) == (
+            "fixed_kl",
+            0.4,
+            4,
+        )
+        assert job["validation_file"].startswith("file-")
+        plain = tether(
+            "jobs", "create", "--model", MODEL, "--training-file", job["training_file"], "--safety", "off"
+        )
+        other = plain.out.split()[1].rstrip(",")
+        assert "UNPROTECTED" in tether("jobs", "show", other).out
+        found = tether("jobs", "list", "--metadata", "team=red", "--json").json
+        assert [each["id"] for each in found["data"]] == [job["id"]]
+        listed = tether("jobs", "list").out
+        assert (job["id"] in listed, other in listed) == (True, True)
+        assert tether("jobs", "show", job["id"], "--json").json == job
+
+    def test_refusal_names_the_field(self, tether: Tether, tenant: Tenant) -> None:
+        create = ("jobs", "create", "--model", MODEL, "--training-file", tenant.upload())
+        done = tether(*create, "--epochs", 1000)
+        assert (done.code, "n_epochs" in done.err) == (1, True)
+        done = tether(*create[:-1], "no-such-file.jsonl")
+        assert (
+            done.code,
+            "neither the id of a file nor a file here" in " ".join(done.err.replace("│", " ").split()),
+        ) == (
+            2,
+            True,
+        )
+
+    def test_lost_reply_makes_no_second_job(
+        self, tether: Tether, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import httpx
+
+        send, lost = httpx.HTTPTransport.handle_request, []
+
+        def lose_first(self: Any, request: httpx.Request) -> httpx.Response:
+            reply = send(self, request)
+            if request.method == "POST" and not lost:
+                lost.append(request.headers["idempotency-key"])
+                reply.read()
+                raise httpx.ReadTimeout("lost")
+            return reply
+
+        file_id = tenant.upload()
+        monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lose_first)
+        job = tether("jobs", "create", "--model", MODEL, "--training-file", file_id, "--json").json
+        assert len(lost) == 1
+        assert [each["id"] for each in tether("jobs", "list", "--json").json["data"]] == [job["id"]]
+
+    def test_commands_move_a_job(self, tether: Tether, tenant: Tenant) -> None:
+        job_id = tenant.create_job()["id"]
+        assert tether("jobs", "pause", job_id).out == f"{job_id}: pause requested; it is paused\n"
+        assert tether("jobs", "resume", job_id, "--json").json["status"] == "queued"
+        assert tether("jobs", "cancel", job_id).out == f"{job_id}: cancel requested; it is cancelled\n"
+        again = tether("jobs", "cancel", job_id)
+        assert (again.code, "has ended as cancelled" in again.err) == (1, True)
+        events = tether("jobs", "events", job_id).out.splitlines()
+        assert "Created" in events[0]
+        assert "cancelled" in events[-1]
+        assert (
+            tether("jobs", "events", job_id, "--json", "--limit", 1).json["data"][0]["message"] in events[-1]
+        )
+
+    @pytest.mark.parametrize(
+        ("state", "code", "said"),
+        [
+            ("succeeded", 0, "next: tether jobs adapter"),
+            ("failed", 3, "it broke"),
+            ("cancelled", 4, "cancelled"),
+            ("paused", 5, "the job goes on"),
+            ("running", 5, "the job goes on"),
+        ],
+    )
+    def test_wait_tells_the_end_by_its_exit_code(
+        self, tether: Tether, tenant: Tenant, state: str, code: int, said: str
+    ) -> None:
+        job_id = tenant.create_job()["id"]
+        with unit_of_work(tenant.server.database) as session:
+            work = session.get_one(Work, job_id)
+            work.state = state
+            work.error = {"code": "x", "message": "it broke", "param": None} if state == "failed" else None
+        done = tether("jobs", "wait", job_id, "--timeout", 0.1)
+        assert (done.code, said in done.out) == (code, True), done
+        as_json = tether("jobs", "wait", job_id, "--timeout", 0, "--json")
+        assert (as_json.code, json.loads(as_json.out)["safety"]["state"]) == (code, state)
+
+    def test_wait_ends_when_the_job_does(self, tether: Tether, tenant: Tenant) -> None:
+        run = Run(tenant)
+        timer = threading.Timer(0.3, run.fail)
+        timer.start()
+        done = tether("jobs", "wait", run.job_id, "--timeout", 30)
+        timer.join()
+        assert (done.code, done.out) == (3, f"{run.job_id}: failed: it broke\n")
+        assert done.err.splitlines() == [f"{run.job_id}: running", f"{run.job_id}: failed"]
+
+    def test_follow_shows_what_happens_until_the_end(self, tether: Tether, tenant: Tenant) -> None:
+        run = Run(tenant)
+        run.say("a line \x1b[2J that would clear the screen")
+        run.step(1)
+
+        def go_on() -> None:
+            run.step(2)
+            run.fail()
+
+        timer = threading.Timer(0.3, go_on)
+        timer.start()
+        done = tether("jobs", "follow", run.job_id)
+        timer.join()
+        assert done.code == 3
+        assert done.out.replace("\n", "").isprintable()
+        said = [line.split("  ")[-1].strip() for line in done.out.splitlines()]
+        assert (
+            said.index(r"a line \x1b[2J that would clear the screen")
+            < said.index("step 1")
+            < said.index("step 2")
+        )
+        assert said[-1] == f"{run.job_id}: failed: it broke"
+        messages = [
+            json.loads(line) for line in tether("jobs", "follow", run.job_id, "--json").out.splitlines()
+        ]
+        assert {message["name"] for message in messages} == {"job", "event", "step"}
+
+    def test_picture_on_a_terminal(self, tenant: Tenant) -> None:
+        run = Run(tenant)
+        for step in range(1, 4):
+            run.step(step, risk_max=step / 4)
+        run.fail()
+        parent, child = os.openpty()
+        environment = {
+            **os.environ,
+            "TETHER_URL": tenant.server.url,
+            "TETHER_API_KEY": tenant.key,
+            "TERM": "xterm",
+        }
+        command = [sys.executable, "-m", "app", "jobs", "follow", run.job_id]
+        with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
+            os.close(child)
+            shown = b""
+            try:
+                while piece := os.read(parent, 65536):
+                    shown += piece
+            except OSError:
+                pass  # The terminal is gone with the process.
+            os.close(parent)
+        assert process.returncode == 3, shown
+        assert "\nrisk, highest row   ▃▅▇ 0.750\r" in shown.decode()
+
+    def test_steps_and_curve(self, tether: Tether, tenant: Tenant, tmp_path: Path) -> None:
+        run = Run(tenant)
+        assert "has no steps yet" in tether("risk", run.job_id).out
+        for step in range(1, 9):
+            run.step(step, risk_max=step / 10)
+        shown = tether("risk", run.job_id, "--table")
+        assert "steps 1 to 8 of" in shown.out
+        assert "risk by critic_" in shown.out, "who measured it stands beside a risk"
+        assert "▁▂▃▄▅▅▆▇" in shown.out
+        curve = tether("risk", run.job_id, "--points", 4, "--json").json
+        assert len(curve["rows"]) <= 4
+        steps = tether("jobs", "steps", run.job_id, "--after", 2, "--limit", 3, "--json").json
+        assert [step["step"] for step in steps["data"]] == [3, 4, 5]
+        assert "--after 5 has the next ones" in tether("jobs", "steps", run.job_id, "--limit", 5).out
+        done = tether("risk", run.job_id, "--out", "risk.csv", "--json").json
+        with (tmp_path / done["path"]).open() as file:
+            assert [row["step"] for row in csv.DictReader(file)] == [str(step) for step in range(1, 9)]
+        assert tether("risk", run.job_id, "--out", "risk.pdf").code == 2
+
+    def test_what_a_job_released_comes_checked(self, tether: Tether, tenant: Tenant, tmp_path: Path) -> None:
+        released = release_job(tenant)
+        done = tether("jobs", "adapter", released.job_id)
+        assert f"wrote {released.job_id}-adapter.zip" in done.out
+        assert (tmp_path / f"{released.job_id}-adapter.zip").read_bytes() == released.adapter
+        of_checkpoint = ("jobs", "adapter", released.job_id, "--checkpoint", released.checkpoint_id)
+        path = tether(*of_checkpoint, "--json").json["path"]
+        assert (tmp_path / path).read_bytes() == released.checkpoint_adapter
+        assert released.checkpoint in tether("jobs", "checkpoints", released.job_id).out
+        listed = tether("jobs", "checkpoints", released.job_id, "--json").json
+        assert [each["id"] for each in listed["data"]] == [released.checkpoint_id]
+        early = tether("jobs", "adapter", tenant.create_job()["id"])
+        assert (early.code, "released when the job has succeeded" in early.err) == (1, True)
+
+    def test_evidence_goes_to_the_verifier(self, tether: Tether, tenant: Tenant) -> None:
+        job_id = tenant.create_job()["id"]
+        path = tether("jobs", "evidence", job_id, "--json").json["path"]
+        report = tether("verify", path, "--json").json
+        assert (report["job"], report["ok"]) == (job_id, True)
+
+
+class TestModelsAndCritics:
+    def test_models(self, tether: Tether, tenant: Tenant) -> None:
+        released = release_job(tenant)
+        assert released.model in tether("models", "list").out
+        names = [model["id"] for model in tether("models", "list", "--json").json["data"]]
+        assert {MODEL, released.model} <= set(names)
+        assert tether("models", "show", released.model, "--json").json["id"] == released.model
+        assert tether("models", "delete", released.model).out == f"deleted {released.model}\n"
+        gone = tether("models", "show", released.model)
+        assert (gone.code, "tether models list" in gone.err) == (1, True)
+
+    def test_critics(self, tether: Tether) -> None:
+        (critic,) = [
+            each for each in tether("critics", "list", "--json").json["data"] if each["model"] == MODEL
+        ]
+        assert critic["id"] in tether("critics", "list").out
+        assert "AUROC           0.970" in tether("critics", "show", critic["id"]).out
+        assert tether("critics", "show", critic["id"], "--json").json["report"]["auroc"] == 0.97
+
+    def test_home_goes_before_the_variable(self, tether: Tether, tenant: Tenant) -> None:
+        settings = tenant.server.settings
+        home = ("--home", settings.home)
+        tether.monkeypatch.setenv("TETHER_DATABASE_URL", settings.database_url)
+        tether.monkeypatch.setenv("TETHER_URL", "http://127.0.0.1:1")
+        (model,) = tether("models", "list", *home, "--json").json["data"]
+        assert (model["id"], model["anchors"]) == (MODEL, 96)
+        assert tether("models", "show", MODEL, *home, "--json").json == model
+        critic = tether("critics", "show", model["critic"], *home, "--json").json
+        assert critic["report"]["auroc"] == 0.97
+        assert model["critic"] in tether("critics", "list", *home).out
+        remote = tether("models", "show", MODEL)
+        assert (remote.code, "cannot be reached" in remote.err) == (1, True)
+        both = tether("models", "list", *home, "--url", tenant.server.url)
+        assert (both.code, "not both" in both.err) == (2, True)
+
+
+class TestErrors:
+    def test_unknown_id_wrong_key_and_no_server_are_said_in_words(
+        self, tether: Tether, tenant: Tenant, stranger: Tenant
+    ) -> None:
+        theirs = stranger.create_job()["id"]
+        for job_id in ("ftjob-none", theirs):
+            done = tether("jobs", "show", job_id)
+            assert (done.code, done.out) == (1, "")
+            assert f"no fine-tuning job has the id '{job_id}'" in done.err
+            assert "tether jobs list" in done.err
+        done = tether("jobs", "wait", "ftjob-none")
+        assert done.code == 1, "which is none of the codes of a job's end"
+        tether.monkeypatch.setenv("TETHER_API_KEY", "tether_wrong")
+        done = tether("jobs", "list")
+        assert (done.code, "TETHER_API_KEY" in done.err, "tether_wrong" in done.err) == (1, True, False)
+        tether.monkeypatch.delenv("TETHER_API_KEY")
+        assert "no API key: set TETHER_API_KEY" in tether("jobs", "list").err
+        done = tether("jobs", "follow", "ftjob-none", "--url", "http://127.0.0.1:1", "--key", "x")
+        assert (done.code, "cannot be reached" in done.err, "tether serve" in done.err) == (1, True, True)
+
+    def test_text_of_the_server_does_not_steer_the_terminal(self, tether: Tether, tenant: Tenant) -> None:
+        job_id = tenant.create_job(metadata={"note": "\x1b]0;title\x07\u202ereversed"})["id"]
+        with unit_of_work(tenant.server.database) as session:
+            session.get_one(Work, job_id).error = {"code": "x", "message": "\x1b[2J", "param": None}
+        for done in (
+            tether("jobs", "list"),
+            tether("jobs", "show", job_id),
+            tether("jobs", "show", "x\x1b[2J"),
+            tether("jobs", "show", job_id, "--json"),
+        ):
+            assert (done.out + done.err).replace("\n", "").isprintable()
+        assert r"\x1b]0;title\x07\u202ereversed" in tether("jobs", "show", job_id).out
+
+    def test_key_is_in_no_output_and_no_log(
+        self, tether: Tether, tenant: Tenant, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="httpx"):
+            shown = [tether("jobs", "list"), tether("jobs", "show", "none"), tether("jobs", "list", "--help")]
+        assert tenant.key not in "".join(done.out + done.err for done in shown)
+        assert "GET" in caplog.text, "httpx did log"
+        assert tenant.key not in caplog.text

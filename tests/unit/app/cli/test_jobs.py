@@ -1,0 +1,76 @@
+"""What the options of `tether jobs` stand for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from app.cli.files import safe_name
+from app.cli.jobs import name_critic, read_metadata, read_object, read_safety
+from app.cli.watch import EXIT_CODES, exit_code
+from app.domain.job import TERMINAL, WIRE_STATUS
+
+
+def test_safety_is_a_preset_or_an_object_or_a_file_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "safety.json"
+    file.write_text('{"method": "none"}')
+    assert read_safety(None) is None
+    assert read_safety("strict") == "strict"
+    assert read_safety(' {"method": "none"}') == {"method": "none"}
+    assert read_safety(f"@{file}") == {"method": "none"}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "@/no/such/file", "1"])
+def test_object_that_is_none_names_the_option(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="--training"):
+        read_object("--training", text)
+
+
+def test_labels() -> None:
+    assert read_metadata(None) is None
+    assert read_metadata(["team=red", "note=a=b", "empty="]) == {"team": "red", "note": "a=b", "empty": ""}
+    for wrong in ("team", "=red"):
+        with pytest.raises(typer.BadParameter, match="KEY=VALUE"):
+            read_metadata([wrong])
+
+
+def test_every_way_to_end_has_an_exit_code_of_its_own() -> None:
+    assert set(EXIT_CODES) == {WIRE_STATUS[state] for state in TERMINAL}
+    codes = [exit_code({"status": status}) for status in (*EXIT_CODES, "running")]
+    assert len(set(codes)) == len(codes)
+    assert not set(codes) & {1, 2}, "these are errors of the command itself"
+
+
+@pytest.mark.parametrize(
+    ("critic", "name"),
+    [
+        (None, None),
+        ({"type": "constant", "s": 1}, "constant"),
+        (
+            {"type": "activation", "id": "critic_1", "quality": {"auroc": 0.5}},
+            "critic_1 (AUROC 0.500 held out)",
+        ),
+        ({"type": "activation", "id": "critic_1", "quality": {"auroc": None}}, "critic_1"),
+        ({"type": "combined", "critics": [{"type": "judge"}, {"type": "constant"}]}, "judge + constant"),
+    ],
+)
+def test_critic_is_named_with_its_quality(critic: Any, name: str | None) -> None:
+    assert name_critic(critic) == name
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("rows.jsonl", "rows.jsonl"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\x\\y.txt", "y.txt"),
+        (".bashrc", "bashrc"),
+        ("..", "file"),
+        ("", "file"),
+        ("a\x1b[2Jb\n", "a_x1b[2Jb_n"),
+        ("x" * 300, "x" * 200),
+    ],
+)
+def test_name_that_a_server_gave_stays_a_name_here(given: str, name: str) -> None:
+    assert safe_name(given) == name

@@ -1,0 +1,74 @@
+"""What our description says beyond what FastAPI knows."""
+
+from typing import Any
+
+import pytest
+
+from app.main import create_app
+from app.route_check import PUBLIC
+from app.wire_objects import MEDIA_TYPES, OBJECTS
+from tests.support import settings_in
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The description of the whole application."""
+    app = create_app(settings_in(tmp_path_factory.mktemp("home")))
+    app.state.database.engine.dispose()
+    return app.openapi()
+
+
+@pytest.fixture(scope="module")
+def operations(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every operation by its name."""
+    return {each["operationId"]: each for path in schema["paths"].values() for each in path.values()}
+
+
+class TestDescription:
+    def test_operations_have_names_of_their_own(
+        self, schema: dict[str, Any], operations: dict[str, Any]
+    ) -> None:
+        assert len(operations) == sum(len(each) for each in schema["paths"].values())
+
+    def test_every_operation_says_what_it_answers(self, operations: dict[str, dict[str, Any]]) -> None:
+        unknown = {*OBJECTS, *MEDIA_TYPES} - operations.keys()
+        assert not unknown, f"app/wire_objects.py describes what is not there: {unknown}"
+        silent = operations.keys() - {*OBJECTS, *MEDIA_TYPES}
+        assert not silent, f"app/wire_objects.py does not say what these answer with: {sorted(silent)}"
+        for operation in operations.values():
+            assert "422" not in operation["responses"]
+            for code, reply in operation["responses"].items():
+                assert reply["content"], f"{operation['operationId']} {code}"
+
+    def test_every_refusal_has_the_form_of_the_wire(self, operations: dict[str, dict[str, Any]]) -> None:
+        for operation in operations.values():
+            for code in ("4XX", "5XX"):
+                content = operation["responses"][code]["content"]
+                assert content == {
+                    "application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}
+                }
+
+    def test_what_needs_a_key_says_so_once(self, schema: dict[str, Any]) -> None:
+        ((name, scheme),) = schema["components"]["securitySchemes"].items()
+        assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                assert operation["security"] == ([] if path in PUBLIC else [{name: []}]), path
+                assert "authorization" not in [each["name"] for each in operation["parameters"]]
+
+    def test_every_operation_is_explained_and_belongs_somewhere(
+        self, operations: dict[str, dict[str, Any]]
+    ) -> None:
+        for name, operation in operations.items():
+            assert operation.get("description"), name
+            assert operation.get("tags"), name
+
+    def test_every_reference_leads_somewhere(self, schema: dict[str, Any]) -> None:
+        def references(value: Any) -> set[str]:
+            if isinstance(value, dict):
+                found = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+                return found.union(*(references(each) for each in value.values()))
+            return set().union(*map(references, value)) if isinstance(value, list) else set()
+
+        known = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
+        assert references(schema) <= known

@@ -1,0 +1,115 @@
+"""What a journal reads back of an earlier attempt, on a real database."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.audit.repository import append_leaf, save_risk_table
+from app.auth import Caller
+from app.database import Database, open_engine, unit_of_work
+from app.domain.canonical import canonical_bytes
+from app.domain.control_law import MonitorState
+from app.domain.risk_table import build_risk_table, unmeasured_row
+from app.domain.safety_spec import AdaptiveKL, Monitor
+from app.errors import JobFailure
+from app.jobs import repository as jobs
+from app.keys.service import DEFAULT_PROJECT
+from app.models.job import LedgerLeaf
+from app.models.webhook import EventType
+from app.serve import prepare
+from app.webhooks.repository import list_deliveries
+from app.webhooks.schemas import EndpointCreate
+from app.webhooks.service import create_endpoint
+from app.work import repository
+from tests.support import add_job, settings_in
+from tests.unit.app.domain import leaf_examples
+from tests.unit.worker.conftest import MakeSpec
+from worker.context import Context
+from worker.journal import Journal
+from worker.lease import Lease
+from worker.trainer import load_assignment
+from worker.training.loop import Drift
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    """The surroundings of a claimed job."""
+    settings = settings_in(tmp_path)
+    prepare(settings)
+    database = Database(open_engine(settings.database_url), lambda _: None)
+    job = add_job(database, tmp_path, safety={"method": "none"})
+    with unit_of_work(database) as session:
+        claim = repository.claim(session, job, owner="test", lease_ms=30_000)
+    assert claim is not None
+    yield Context(database, settings, Lease(database, settings, claim))
+    database.engine.dispose()
+
+
+@pytest.fixture
+def journal(context: Context, make_spec: MakeSpec) -> Journal:
+    return Journal(context, make_spec(), critic_sha256=None, policy_sha256="d" * 64)
+
+
+def save(context: Context, entries: list[bytes]) -> None:
+    with unit_of_work(context.database) as session:
+        save_risk_table(session, context.lease.work_id, entries)
+
+
+def test_before_the_first_attempt_nothing_is_recorded(journal: Journal) -> None:
+    assert (journal.load_risks(), journal.load_sets()) == ([], {})
+
+
+def test_the_risk_table_comes_back(context: Context, journal: Journal) -> None:
+    rows = [unmeasured_row(row, "a" * 64) for row in (0, 3)]
+    entries, _ = build_risk_table(rows, dropped=2, critic_sha256=None, low=None, high=None)
+    save(context, entries)
+    assert journal.load_risks() == rows
+
+
+def test_a_table_of_an_older_version_ends_the_job_in_words(context: Context, journal: Journal) -> None:
+    entry: dict[str, Any] = {"row": 0, "commitment": "a" * 64, "log_odds": None, "s": None}
+    save(context, [canonical_bytes(entry | {"status": "unmeasured"})])
+    with pytest.raises(JobFailure, match="older version of Tether") as found:
+        journal.load_risks()
+    assert found.value.code == "job_from_older_version"
+
+
+def test_a_job_accepted_by_an_older_version_is_not_begun(context: Context) -> None:
+    with unit_of_work(context.database) as session:
+        first = session.get_one(LedgerLeaf, (context.lease.work_id, 0))
+        first.leaf = leaf_examples.build("job.created/1", job=context.lease.work_id)
+    with pytest.raises(JobFailure, match="Submit it again") as found:
+        load_assignment(context)
+    assert found.value.code == "job_from_older_version"
+
+
+def test_the_sets_come_back_as_they_were_recorded(context: Context, journal: Journal) -> None:
+    bodies = {kind: leaf_examples.BODIES[f"{kind}/1"] for kind in ("anchors", "alignment")}
+    with unit_of_work(context.database) as session:
+        for kind, body in bodies.items():
+            append_leaf(session, context.lease.work_id, epoch=context.lease.epoch, kind=kind, body=body)
+    assert journal.load_sets() == bodies
+
+
+def test_a_drift_is_told_when_it_passes_the_limit(context: Context, make_spec: MakeSpec) -> None:
+    safety = AdaptiveKL(method="adaptive_kl", monitor=Monitor(limit=0.1, action="warn"))
+    journal = Journal(context, make_spec(safety=safety), critic_sha256=None, policy_sha256="d" * 64)
+    body = EndpointCreate(
+        name="CI", url="https://hooks.example/x", event_types=[EventType.SAFETY_ALERT, EventType.FAILED]
+    )
+    measured = [0.05, 0.2, 0.3, 0.1, float("nan")]
+    with unit_of_work(context.database) as session:
+        caller = Caller(project_id=DEFAULT_PROJECT, key_id="key_1")
+        endpoint = create_endpoint(session, context.settings, caller, body)
+        job = jobs.load_job(session, context.lease.work_id)
+        for step in range(1, len(measured) + 1):
+            jobs.save_step(session, job, step, {"step": step})
+    told = []
+    for step, kl in enumerate(measured, start=1):
+        journal.record_drift(Drift(step, kl, MonitorState()))
+        with unit_of_work(context.database) as session:
+            told.append(len(list_deliveries(session, endpoint, after=None, limit=10)))
+    # At steps 2 and 5: 0.3 is still the first excursion, and a drift that is no number is too much.
+    assert told == [0, 1, 1, 1, 2]
