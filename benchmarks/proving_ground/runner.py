@@ -76,6 +76,7 @@ class Result:
     replayed: float = 0.0
     """Share of the rows at or above the threshold."""
     train_s: float = 0.0
+    """Time of the one core that a cell has: its wall time on a core of its own, whatever else the machine does."""
     evaluation_s: float = 0.0
     curve: tuple[tuple[float, ...], ...] = ()
     """(step, mean risk, mean beta, nll) of some steps."""
@@ -157,16 +158,16 @@ def run_cell(cell: Cell, folder: Path) -> Result:
         "seed": cell.seed,
         "learning_rate": cell.learning_rate,
     }
-    started = time.monotonic()
+    started = time.process_time()
     model: Any = base
     if cell.arm.safety is not None:
         try:
             model, trained = _train(cell, split, folder)
         except JobFailure as failure:
-            return Result(**about, columns={}, failed=str(failure), train_s=time.monotonic() - started)
+            return Result(**about, columns={}, failed=str(failure), train_s=time.process_time() - started)
         about |= trained
-        about["train_s"] = time.monotonic() - started
-    started = time.monotonic()
+        about["train_s"] = time.process_time() - started
+    started = time.process_time()
     columns = run_suite(
         model,
         tokenizer,
@@ -175,7 +176,7 @@ def run_cell(cell: Cell, folder: Path) -> Result:
         is_well_formed=is_well_formed,
         seed=cell.seed,
     )
-    return Result(**about, columns=columns, evaluation_s=time.monotonic() - started)
+    return Result(**about, columns=columns, evaluation_s=time.process_time() - started)
 
 
 def prepare_critics(folder: Path, splits: Iterable[str]) -> None:
