@@ -8,6 +8,7 @@ from app.base_models.service import hash_file, verify_base_model
 from app.database import unit_of_work
 from app.domain.dataset import parse_rows, read_lines
 from app.domain.job import State
+from app.domain.safety_spec import DEFAULT_CATEGORY
 from app.models.base import utc_now
 from app.models.base_model import BaseModel, Critic
 from app.work import repository
@@ -20,7 +21,7 @@ SEED = 0
 
 
 def fit_critic(context: Context) -> None:
-    """Fit a critic, keep its files in storage, and register it as the newest of its base model."""
+    """Fit a critic, keep its files in storage, and register it as the newest of its base model and category."""
     with unit_of_work(context.database) as session:
         args = context.lease.load(session).args
         base_row = session.get_one(BaseModel, args["base_model"])
@@ -59,6 +60,7 @@ def fit_critic(context: Context) -> None:
                 id=work.id,
                 base_model=base_row.name,
                 base_digest=base_row.digest,
+                category=args.get("category", DEFAULT_CATEGORY),
                 digest=digest,
                 files=files,
                 report={**fitted.report, "data_sha256": args["data_sha256"]},

@@ -26,7 +26,7 @@ METRICS = (
 )
 """The numbers of a step that become metrics."""
 STEPS = BATCH_METRICS // len(METRICS)
-FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 15_000, 3600_000
+LONGEST_PAUSE_S = 3600.0
 RUN_STATUS = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
 
 
@@ -48,11 +48,9 @@ def export_job(context: Context) -> None:
             repository.move(session, work, State.FINALISING)
             repository.move(session, work, State.SUCCEEDED)
         else:
-            # The reconciler announces it again after a while.
             work.infrastructure_failures = 0
             session.flush()
-            repository.move(session, work, State.QUEUED)
-            repository.mark_knocked(session, work.id)
+            work_service.put_back(session, work, pause_s=context.settings.requeue_after_s)
 
 
 def _send_round(context: Context) -> bool:
@@ -147,7 +145,7 @@ def _tags(job: Job) -> dict[str, str]:
 
 
 def _wait_for_server(context: Context, reason: str) -> None:
-    """Give the work back, to be announced later and later; the job's log says so the first time."""
+    """Give the work back, to be claimed again later and later; the job's log says so the first time."""
     log.warning("%s: %s", context.lease.work_id, reason)
     with unit_of_work(context.database) as session:
         work = context.lease.load(session)
@@ -155,8 +153,10 @@ def _wait_for_server(context: Context, reason: str) -> None:
         if failures == 0:
             job = jobs.load_job(session, work.args["job"])
             jobs.add_event(session, job, f"The export waits: {reason}; it is tried again", level="warn")
-        work_service.postpone(session, context.settings, work, reason=reason)
-        if work.state == State.QUEUED:
-            repository.announce_later(
-                session, work.id, min(FIRST_PAUSE_MS * 2 ** min(failures, 12), LONGEST_PAUSE_MS)
-            )
+        pause_s = pause_after(failures, context.settings.requeue_after_s)
+        work_service.postpone(session, context.settings, work, reason=reason, pause_s=pause_s)
+
+
+def pause_after(failures: int, first_s: float) -> float:
+    """Return the seconds to wait after so many failures before this one: twice as long each time, within a bound."""
+    return min(first_s * 2.0 ** min(failures, 12), LONGEST_PAUSE_S)

@@ -7,22 +7,23 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from app.audit.repository import append_leaf, iterate_leaves, load_risk_table, save_risk_table
+from app.audit.repository import Owned, append_leaf, iterate_leaves, load_risk_table, save_risk_table
 from app.database import read_only, unit_of_work
 from app.domain.control_law import is_too_much
 from app.domain.job import Desired, State
 from app.domain.ledger import digest_of, kind_of, parse_leaf
+from app.domain.risk_table import FittedPoints, build_risk_table, parse_risk_row
 from app.domain.risk_table import RiskRow as RiskEntry
-from app.domain.risk_table import build_risk_table, parse_risk_row
 from app.domain.step_record import StepRecord
 from app.domain.training_spec import TrainingSpec
-from app.errors import JobFailure
+from app.errors import JobFailure, LeaseLost
 from app.jobs import repository
+from app.jobs.repository import Advance
 from app.models.base import utc_now
 from app.models.job import Checkpoint, Job, Step
 from app.models.webhook import EventType
@@ -31,8 +32,11 @@ from app.webhooks.events import announce
 from app.work import repository as work_repository
 from app.work import service as work_service
 from worker.context import Context, Paused
-from worker.training.critics.judge import LiveScore
-from worker.training.loop import Drift
+
+if TYPE_CHECKING:
+    # What is written down is known without loading torch.
+    from worker.training.critics.judge import LiveScore
+    from worker.training.loop import Drift
 
 EVENT_INTERVAL_S = 1.0
 """Metrics events come at most this often; the lossless curve is in the steps."""
@@ -97,7 +101,8 @@ class Journal:
             self._steps_before = self._steps
             self._first_step_at = time.monotonic()
             job.total_steps = total_steps
-            self._show(job)
+            for name, value in self._progress()._asdict().items():
+                setattr(job, name, value)
             message = "Fine-tuning job started" if first else f"Fine-tuning job resumed from step {from_step}"
             repository.add_event(session, job, message)
             work_repository.move(session, work, State.RUNNING)
@@ -139,14 +144,13 @@ class Journal:
         rows: Sequence[RiskEntry],
         *,
         dropped: int,
-        low: float | None,
-        high: float | None,
+        fitted: Sequence[FittedPoints],
         anchors: Mapping[str, Any] | None,
         alignment: Mapping[str, Any] | None,
     ) -> None:
         """Commit to the risk of every row and to the registered sets, once and before the first step."""
         entries, body = build_risk_table(
-            rows, dropped=dropped, critic_sha256=self._critic_sha256, low=low, high=high
+            rows, dropped=dropped, critic_sha256=self._critic_sha256, fitted=fitted
         )
         with unit_of_work(self._context.database) as session:
             self._append(session, "risk.table", body)
@@ -157,34 +161,38 @@ class Journal:
             save_risk_table(session, self._context.lease.work_id, entries)
 
     def record_step(self, record: StepRecord) -> None:
-        """Record an optimiser step. Raises where the work must stop here."""
+        """Record an optimiser step. Raises where the work must stop here.
+
+        Its commit does not wait for the disk. A checkpoint's does, and brings every step before it there; what a power
+        cut may take is done again from that checkpoint anyway.
+        """
         self._context.lease.check()
         body = record.to_dict()
         shown = {name: _finite_or_none(value) for name, value in body.items()}
+        before = self._steps
         self._add(body)
         self._last = shown
-        with unit_of_work(self._context.database) as session:
-            self._append(
-                session,
-                "step",
-                {**body, "critic_sha256": self._critic_sha256, "policy_sha256": self._policy_sha256},
-            )
-            job = repository.load_job(session, self._context.lease.work_id)
-            repository.save_step(session, job, record.step, shown)
+        with unit_of_work(self._context.database, synchronous=False) as session:
+            leaf = {**body, "critic_sha256": self._critic_sha256, "policy_sha256": self._policy_sha256}
+            owned = self._append(session, "step", leaf)
             # The row was just read, so that a cancellation is obeyed at the next step, whenever the heartbeat is.
-            self._context.lease.desired = Desired(job.work.desired)
-            self._show(job)
+            self._context.lease.desired = Desired(owned.desired)
+            repository.save_step(session, owned, record.step, shown)
+            if not repository.advance(session, owned.id, before, self._progress()):
+                raise LeaseLost(
+                    f"the database has lost steps of {owned.id}, perhaps to a power cut; it goes on from its checkpoint"
+                )
             now = time.monotonic()
             if now - self._last_event_at >= EVENT_INTERVAL_S or record.step == self._total_steps:
                 self._last_event_at = now
                 message = f"Step {record.step}/{self._total_steps}: training loss={record.nll:.2f}"
                 data = {**step_metrics(shown), "total_steps": self._total_steps}
-                repository.add_event(session, job, message, type="metrics", data=data)
+                repository.add_event(session, owned, message, type="metrics", data=data)
             if record.skipped:
                 message = f"Step {record.step} was skipped: its loss was {record.loss}, its gradient norm {record.grad_norm}"
-                repository.add_event(session, job, message, level="warn")
+                repository.add_event(session, owned, message, level="warn")
 
-    def record_drift(self, drift: Drift) -> None:
+    def record_drift(self, drift: "Drift") -> None:
         """Record what the run-level monitor measured after a step, and say so where it is too much."""
         body = {"step": drift.step, "kl": drift.kl, **drift.state._asdict()}
         monitor = self._spec.safety.monitor
@@ -211,7 +219,7 @@ class Journal:
             else:
                 repository.add_event(session, job, message[0].upper() + message[1:], level="warn")
 
-    def record_live(self, step: int, scores: Sequence[LiveScore]) -> None:
+    def record_live(self, step: int, scores: Sequence["LiveScore"]) -> None:
         """Record what a live judge has said, before the first step that it counts for."""
         with unit_of_work(self._context.database) as session:
             found = [score._asdict() for score in scores]
@@ -293,10 +301,10 @@ class Journal:
         body = {"step": step, "zip_sha256": stored.sha256, "bytes": stored.size_bytes, "files": files}
         self._append(session, "adapter.published", body)
 
-    def _append(self, session: Session, kind: str, body: Mapping[str, Any]) -> None:
+    def _append(self, session: Session, kind: str, body: Mapping[str, Any]) -> Owned:
         lease = self._context.lease
         now_ms = time.time_ns() // 1_000_000
-        append_leaf(session, lease.work_id, epoch=lease.epoch, kind=kind, body=body, ts_worker=now_ms)
+        return append_leaf(session, lease.work_id, epoch=lease.epoch, kind=kind, body=body, ts_worker=now_ms)
 
     def _add(self, record: Mapping[str, Any]) -> None:
         self._steps += 1
@@ -307,21 +315,20 @@ class Journal:
             self._risk_sum += record["risk_mean"] or 0.0
             self._beta_sum += record["beta_mean"]
 
-    def _show(self, job: Job) -> None:
-        """Put the running numbers and the estimate of the end into the job's row."""
-        job.step = self._steps
-        job.trained_tokens = self._tokens
-        if self._steps == 0:
-            return
-        if self._steps_of_rows:
-            measured = self._critic_sha256 is not None
-            job.risk_mean = self._risk_sum / self._steps_of_rows if measured else None
-            job.beta_mean = self._beta_sum / self._steps_of_rows
+    def _progress(self) -> Advance:
+        """Return the running numbers, and the estimate of the end."""
+        measured = self._critic_sha256 is not None and self._steps_of_rows > 0
         done = self._steps - self._steps_before
+        left_s = None
         if done:
-            per_step_s = (time.monotonic() - self._first_step_at) / done
-            left_s = per_step_s * (self._total_steps - self._steps)
-            job.estimated_finish_at = utc_now() + timedelta(seconds=left_s)
+            left_s = (time.monotonic() - self._first_step_at) / done * (self._total_steps - self._steps)
+        return Advance(
+            step=self._steps,
+            trained_tokens=self._tokens,
+            risk_mean=self._risk_sum / self._steps_of_rows if measured else None,
+            beta_mean=self._beta_sum / self._steps_of_rows if self._steps_of_rows else None,
+            estimated_finish_at=None if left_s is None else utc_now() + timedelta(seconds=left_s),
+        )
 
     def _checkpoint_metrics(self, session: Session, job: Job, step: int) -> dict[str, Any]:
         row = session.get_one(Step, (job.id, step))

@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from app import storage
 from app.database import read_only, unit_of_work
-from app.domain.job import State, model_name
+from app.domain.job import Desired, State, model_name
 from app.files.service import RESULTS, add_file
 from app.jobs import repository
 from app.models.base_model import BaseModel
 from app.models.job import Step
 from app.work import service as work_service
-from worker.context import Context
+from worker.context import Cancelled, Context
 from worker.journal import Journal
 from worker.training.checkpoint import build_adapter_zip, export_adapter
 
@@ -53,13 +53,18 @@ def store_adapter(
 
 
 def publish(context: Context, journal: Journal, adapter: StoredAdapter) -> None:
-    """Record the adapter, make the result files, and end the job as succeeded, all in one transaction."""
+    """Record the adapter, make the result files, and end the job as succeeded, all in one transaction.
+
+    Raises Cancelled where that was asked for before: whoever was told that the job will be cancelled can rely on it.
+    """
     with read_only(context.database) as session:
         job = repository.load_job(session, context.lease.work_id)
         metrics = metrics_csv(repository.list_steps(session, job, after=0, limit=None))
     stored_metrics = storage.store_stream(context.settings.storage, io.BytesIO(metrics))
     with unit_of_work(context.database) as session:
         work = context.lease.load(session)
+        if work.desired == Desired.CANCEL:
+            raise Cancelled("cancelled by the client before its adapter was published")
         job = repository.load_job(session, work.id)
         journal.append_published(session, job.step, adapter.stored, adapter.files)
         results = (

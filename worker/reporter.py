@@ -1,30 +1,32 @@
 """Making the report on a dataset: what training on it would be, before anybody pays for it."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app import storage
 from app.base_models.service import verify_base_model
 from app.database import unit_of_work
-from app.domain.control_law import compute_treatment
+from app.domain.control_law import compute_treatment, fitted_ids
 from app.domain.conversion import Row, find_format, to_chat
 from app.domain.dataset import parse_rows, read_lines
 from app.domain.duplicates import SAMENESSES, digest_rows, find_duplicates, find_leaks
 from app.domain.job import State
 from app.domain.row_risks import VISIBILITIES, describe_risks, expect_beta, pack_scores
-from app.domain.safety_spec import AdaptiveKL, ConstantCritic, Filter
+from app.domain.safety_spec import AnyCritic, ConstantCritic
+from app.domain.safety_spec import Critic as AnyFields
 from app.domain.training_spec import TrainingSpec
 from app.models.base_model import BaseModel, Critic
-from app.models.report import Report
+from app.models.report import Report, reading_of
 from app.work import repository
 from worker.context import Context
-from worker.training.critics.activation import ActivationCritic, load_activation
+from worker.critic_loader import load_pinned_critic, scale_of
+from worker.training.critics.protocol import Critic as LoadedCritic
 from worker.training.data import TokenizedRow
 from worker.training.inspection import (
     PREVIEW_ROWS,
@@ -36,8 +38,10 @@ from worker.training.inspection import (
     preview_row,
 )
 from worker.training.loop import DEFAULT_MICRO_BATCH_TOKENS, plan_run
-from worker.training.models import load_base, set_determinism, template_digest
+from worker.training.models import load_base, set_determinism
 from worker.training.reference import RowRisk, run_reference_pass
+
+_CRITIC: TypeAdapter[AnyCritic | None] = TypeAdapter(AnyFields | None)
 
 MAX_SHOWN_CHARS = 2000
 """Of the one row that shows how a file is read."""
@@ -52,7 +56,8 @@ def make_report(context: Context) -> None:
     with unit_of_work(context.database) as session:
         args = context.lease.load(session).args
         base_row = session.get_one(BaseModel, args["base_model"])
-        critic_row = session.get_one(Critic, args["critic"]) if args["critic"] else None
+        reading = _CRITIC.validate_python(reading_of(args))
+        fitted = [session.get_one(Critic, each) for each in fitted_ids(reading_of(args))]
     context.lease.move(State.RUNNING)
     verify_base_model(base_row)
     if context.settings.threads:
@@ -73,10 +78,11 @@ def make_report(context: Context) -> None:
             len(validation), _inspect(context, tokenizer, validation, spec)
         )
     scores: dict[int, float | None] = {row.index: None for row in inspection.rows}
-    if isinstance(spec.safety.critic, ConstantCritic):
-        scores = dict.fromkeys(scores, spec.safety.critic.s)
-    elif critic_row is not None:
-        critic = _load_critic(context, critic_row, base_row, tokenizer, spec)
+    if isinstance(reading, ConstantCritic):
+        scores = dict.fromkeys(scores, reading.s)
+    elif reading is not None:
+        scale = scale_of(spec.safety)
+        critic = load_pinned_critic(context, reading, fitted, base_row, tokenizer, s_scale=scale)
         risks = _measure(context, base, inspection.rows, critic, spec)
         scores = {risk.row: risk.s for risk in risks}
         body["risk_failed"] = sum(risk.status == "failed" for risk in risks)
@@ -88,7 +94,7 @@ def make_report(context: Context) -> None:
         work = context.lease.load(session)
         report = session.get_one(Report, work.id)
         report.body = body
-        report.scores = pack_scores(scores, len(rows)) if critic_row is not None else None
+        report.scores = pack_scores(scores, len(rows)) if fitted else None
         repository.move(session, work, State.FINALISING)
         repository.move(session, work, State.SUCCEEDED)
 
@@ -222,26 +228,11 @@ def _inspect(
     )
 
 
-def _load_critic(
-    context: Context, row: Critic, base: BaseModel, tokenizer: PreTrainedTokenizerBase, spec: TrainingSpec
-) -> ActivationCritic:
-    with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:
-        folder = Path(temporary)
-        for name, sha256 in row.files.items():
-            (folder / name).write_bytes(storage.read_checked(context.settings.storage, sha256))
-        return load_activation(
-            folder,
-            base_digest=base.digest,
-            template_digest=template_digest(tokenizer),
-            s_scale=spec.safety.s_scale if isinstance(spec.safety, AdaptiveKL | Filter) else "points",
-        )
-
-
 def _measure(
     context: Context,
     base: PreTrainedModel,
     rows: tuple[TokenizedRow, ...],
-    critic: ActivationCritic,
+    critic: LoadedCritic,
     spec: TrainingSpec,
 ) -> tuple[RowRisk, ...]:
     if not rows:

@@ -2,25 +2,25 @@
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy.orm import Session
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app import storage
 from app.base_models.service import verify_base_model
 from app.database import read_only, unit_of_work
 from app.domain import ledger, risk_table
-from app.domain.control_law import compute_s, compute_treatment
+from app.domain.control_law import compute_s, compute_treatment, fitted_ids
 from app.domain.conversion import conversation_of
 from app.domain.dataset import read_chat_rows, read_lines
 from app.domain.job import model_name
-from app.domain.safety_spec import AdaptiveKL, AnySafety, Filter
+from app.domain.safety_spec import AnySafety
 from app.domain.training_spec import TrainingSpec
 from app.errors import CriticUnusable, JobFailure
 from app.jobs import repository
@@ -30,15 +30,14 @@ from app.models.job import Job
 from app.models.safety_set import SafetySet
 from app.work import service as work_service
 from worker.context import Cancelled, Context, Paused, Preempted
+from worker.critic_loader import load_pinned_critic, scale_of
 from worker.journal import Journal, from_older_version
 from worker.judge_client import build_judge
 from worker.publisher import publish, store_adapter
 from worker.training.checkpoint import CheckpointDamaged, LoadedCheckpoint, load_adapter_zip, load_checkpoint
-from worker.training.critics.activation import SScale
 from worker.training.critics.combined import find_judge, read_texts
 from worker.training.critics.judge import Conversation, LiveJudge
 from worker.training.critics.protocol import Critic as LoadedCritic
-from worker.training.critics.registry import load_critic
 from worker.training.data import TokenizedData, TokenizedRow, tokenize_rows
 from worker.training.live import LiveCritic, opening
 from worker.training.loop import Checkpoint, Stop, fit, plan_run
@@ -48,7 +47,6 @@ from worker.training.models import (
     environment,
     load_base,
     set_determinism,
-    template_digest,
 )
 from worker.training.reference import RowRisk
 from worker.training.run import Prepared, prepare
@@ -67,7 +65,8 @@ class Assignment:
 
     job: Job
     base: BaseModel
-    critic: Critic | None
+    fitted: tuple[Critic, ...]
+    """The fitted critics that the job's critic reads with or falls back on, in the order in which it names them."""
     anchors: SafetySet | None
     alignment: SafetySet | None
     training_file: File
@@ -194,8 +193,8 @@ def load_assignment(context: Context) -> Assignment:
     with read_only(context.database) as session:
         job = repository.load_job(session, context.lease.work_id)
         base = session.get_one(BaseModel, job.model)
-        critic = session.get(Critic, job.critic_id) if job.critic_id else None
         safety = TrainingSpec.model_validate(job.spec).safety
+        fitted = tuple(load_fitted(session, safety))
         anchors, alignment = (
             session.get_one(SafetySet, set_id) if set_id else None for set_id in set_ids(safety)
         )
@@ -206,7 +205,7 @@ def load_assignment(context: Context) -> Assignment:
     return Assignment(
         job=job,
         base=base,
-        critic=critic,
+        fitted=fitted,
         anchors=anchors,
         alignment=alignment,
         training_file=_present(files[0], "training_file"),
@@ -216,6 +215,17 @@ def load_assignment(context: Context) -> Assignment:
         policy_sha256=created["body"]["policy_sha256"],
         parent_sha256=(created["body"].get("parent") or {}).get("adapter_sha256"),
     )
+
+
+def load_fitted(session: Session, safety: AnySafety) -> Iterator[Critic]:
+    """Yield the fitted critics that a job was pinned to, in order. Raises JobFailure for one that is not there."""
+    for critic_id in fitted_ids(safety.critic.model_dump() if safety.critic else None):
+        critic = session.get(Critic, critic_id)
+        if critic is None:
+            raise JobFailure(
+                f"the critic {critic_id} of this job is not registered any more", code="critic_not_found"
+            )
+        yield critic
 
 
 def load_rows(
@@ -249,29 +259,22 @@ def load_texts(context: Context, assignment: Assignment, data: TokenizedData) ->
 def load_job_critic(
     context: Context, assignment: Assignment, tokenizer: PreTrainedTokenizerBase
 ) -> LoadedCritic | None:
-    """Return the critic of the job; the files of the fitted one in it are checked against their digests.
+    """Return the critic of the job; the files of the fitted ones in it are checked against their digests.
 
     Raises JobFailure where it is not the one that the job was created with.
     """
-    safety, job, fitted = assignment.spec.safety, assignment.job, assignment.critic
+    safety = assignment.spec.safety
     if safety.critic is None:
         return None
-    if job.critic_id is not None and fitted is None:
-        raise JobFailure(
-            f"the critic {job.critic_id} of this job is not registered any more", code="critic_not_found"
-        )
-    with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:
-        folder = Path(temporary)
-        for name, sha256 in fitted.files.items() if fitted else ():
-            (folder / name).write_bytes(storage.read_checked(context.settings.storage, sha256))
-        critic = load_critic(
-            safety.critic,
-            folder=folder if fitted else None,
-            base_digest=assignment.base.digest,
-            template_digest=template_digest(tokenizer),
-            s_scale=scale_of(safety),
-            judge=build_judge(context.settings) if find_judge(safety.critic) else None,
-        )
+    critic = load_pinned_critic(
+        context,
+        safety.critic,
+        assignment.fitted,
+        assignment.base,
+        tokenizer,
+        s_scale=scale_of(safety),
+        judge=build_judge(context.settings) if find_judge(safety.critic) else None,
+    )
     if critic.digest != assignment.critic_sha256:
         raise JobFailure(
             "the critic is not the one that this job was created with: the judge's model or its rubric changed, or the"
@@ -290,18 +293,20 @@ def build_live(
     texts: Mapping[int, Conversation],
     data: RunData,
 ) -> LiveCritic | None:
-    """Return the live judge of a job that has one. What fills in for it is what the activation critic read of a row.
+    """Return the live judge of a job that has one. What fills in for it is what its fallback read of a row.
 
     It samples the rows that are trained on as they are: nothing that it says can change a row that is replayed.
     """
-    safety, fitted = assignment.spec.safety, assignment.critic
+    safety = assignment.spec.safety
     fields = find_judge(safety.critic)
     if fields is None or fields.mode != "live":
         return None
     fallback = {
-        row: compute_s(risk.log_odds, fitted.low, fitted.high, scale_of(safety))
+        row: compute_s(risk.log_odds[fitted.digest], fitted.low, fitted.high, scale_of(safety))
+        for fitted in assignment.fitted
+        if fitted.id == fields.fallback
         for row, risk in data.risks.items()
-        if fitted is not None and risk.log_odds is not None
+        if fitted.digest in risk.log_odds
     }
     law = safety.model_dump()
     rows = [row for row in data.rows if compute_treatment(law, data.risks[row.index].s) == "own"]
@@ -312,11 +317,6 @@ def build_live(
     return LiveCritic(
         judge, fields, tokenizer, rows, seed=assignment.spec.seed, on_scores=journal.record_live
     )
-
-
-def scale_of(safety: AnySafety) -> SScale:
-    """Return how a method reads an activation critic's log-odds."""
-    return safety.s_scale if isinstance(safety, AdaptiveKL | Filter) else "points"
 
 
 def load_set(context: Context, registered: SafetySet | None) -> list[dict[str, Any]]:
@@ -342,7 +342,7 @@ def measure(
     """
     recorded = {entry.row: entry for entry in journal.load_risks()}
     known = {
-        row: RowRisk(row, entry.log_odds, entry.s, entry.status, entry.votes)
+        row: RowRisk(row, name_log_odds(assignment, entry), entry.s, entry.status, entry.votes)
         for row, entry in recorded.items()
     } or None
     if known is not None and known.keys() != {row.index for row in data.rows}:
@@ -372,12 +372,10 @@ def measure(
             raise _data_changed()
         check_sets(journal.load_sets(), sets)
         return found.data
-    points = (assignment.critic.low, assignment.critic.high) if assignment.critic else (None, None)
     journal.record_reference_pass(
         entries,
         dropped=len(data.dropped),
-        low=points[0],
-        high=points[1],
+        fitted=[risk_table.FittedPoints(each.digest, each.low, each.high) for each in assignment.fitted],
         **sets,
     )
     return found.data
@@ -394,7 +392,7 @@ def risk_entries(assignment: Assignment, data: TokenizedData, found: Prepared) -
             risk_table.RiskRow(
                 row.index,
                 _commit(key, row),
-                risk.log_odds,
+                tuple(risk.log_odds.get(fitted.digest) for fitted in assignment.fitted),
                 risk.s,
                 risk.status,
                 compute_treatment(law, risk.s),
@@ -403,6 +401,12 @@ def risk_entries(assignment: Assignment, data: TokenizedData, found: Prepared) -
             )
         )
     return entries
+
+
+def name_log_odds(assignment: Assignment, entry: risk_table.RiskRow) -> dict[str, float]:
+    """Return the readings of a recorded row by the digests of the critics, as a reference pass has them."""
+    pairs = zip(assignment.fitted, entry.log_odds, strict=True)
+    return {fitted.digest: log_odds for fitted, log_odds in pairs if log_odds is not None}
 
 
 def set_ids(safety: AnySafety) -> tuple[str | None, str | None]:

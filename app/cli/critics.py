@@ -1,5 +1,6 @@
 """tether critics"""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -56,10 +57,16 @@ def fit_critic(
     pooling: Annotated[
         str, typer.Option(help="Layers that the critic reads: mean, or the number of one, counted from 1.")
     ] = "mean",
+    category: Annotated[
+        str,
+        typer.Option(
+            help="Harm category that the label 1 stands for, such as bias; each has a critic of its own."
+        ),
+    ] = "harm",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Fit the activation critic of a base model and make it the one that new jobs use."""
+    """Fit the activation critic of a base model for a harm category and make it the one that new jobs use."""
     import subprocess
 
     from app.critics.importers import parse_source
@@ -67,12 +74,15 @@ def fit_critic(
     from app.critics.schemas import critic_to_wire, describe_recall, quality_of
     from app.critics.service import describe_rows, gather_requests, request_fit, store_requests
     from app.database import read_only, unit_of_work
+    from app.domain.safety_spec import CATEGORY_PATTERN
     from app.work.repository import get_work
 
     if not data and not cold_start:
         raise typer.BadParameter("give labelled requests with --data FILE, or take ours with --cold-start")
     known = cast("Label | None", label)  # Typer has seen to it.
     layers = read_pooling(pooling)
+    if not re.fullmatch(CATEGORY_PATTERN, category):
+        raise typer.BadParameter("--category is 1 to 64 of a-z, 0-9, _ and -")
     sources = [parse_source(text, format_name=format_name, label=known) for text in data or ()]
     rows = gather_requests(sources, cold_start=cold_start)
     (err if as_json else out).print(describe_rows(rows))
@@ -80,7 +90,7 @@ def fit_critic(
     with database_of(settings) as database:
         stored = store_requests(settings, rows)
         with unit_of_work(database) as session:
-            work = request_fit(session, base_name=base, data_sha256=stored, pooling=layers)
+            work = request_fit(session, base_name=base, data_sha256=stored, pooling=layers, category=category)
         # The work is done here and now, by the same process that a worker would start for it.
         environment = settings.child_environment()
         subprocess.run([sys.executable, "-m", "worker.process", work.id], env=environment, check=False)
@@ -95,7 +105,7 @@ def fit_critic(
             return
         quality = quality_of(critic)
         out.print(
-            f"fitted {critic.id} for {base}: on held-out groups AUROC {show(quality['auroc'])}, recall"
+            f"fitted {critic.id} for {base} ({critic.category}): on held-out groups AUROC {show(quality['auroc'])}, recall"
             f" {describe_recall(critic)}, and {show(quality['tpr_at_1_percent_fpr'])} of what is harmful found at 1 %"
             " false positives"
         )
@@ -128,6 +138,7 @@ def list_critics(
         (
             "id",
             "base model",
+            "category",
             "AUROC",
             "recall (s > 0)",
             "TPR at 1 % FPR",
@@ -139,6 +150,7 @@ def list_critics(
             (
                 entry["id"],
                 entry["model"],
+                entry["category"],
                 show(get_in(entry, "quality", "auroc")),
                 recall,
                 show(get_in(entry, "quality", "tpr_at_1_percent_fpr")),
@@ -188,6 +200,7 @@ def show_critic(
         {
             "id": critic["id"],
             "base model": critic["model"],
+            "category": critic["category"],
             "status": critic["status"],
             "error": get_in(critic, "error", "message"),
             "layers": critic["pooling"],

@@ -7,6 +7,7 @@ from sqlalchemy import exists, or_, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from app.domain.job import TERMINAL, State, WorkKind
+from app.domain.safety_spec import DEFAULT_CATEGORY
 from app.models.base_model import BaseModel, Critic
 from app.models.work import Work
 from app.pages import unknown_cursor
@@ -27,11 +28,15 @@ def get_critic(session: Session, critic_id: str) -> Critic | None:
     return session.get(Critic, critic_id)
 
 
-def get_newest_critic(session: Session, base: BaseModel) -> Critic | None:
-    """Return the newest critic that was fitted for exactly these weights."""
+def get_newest_critic(session: Session, base: BaseModel, category: str = DEFAULT_CATEGORY) -> Critic | None:
+    """Return the newest critic of a harm category that was fitted for exactly these weights."""
     return session.scalars(
         select(Critic)
-        .where(Critic.base_model == base.name, Critic.base_digest == base.digest)
+        .where(
+            Critic.base_model == base.name,
+            Critic.base_digest == base.digest,
+            Critic.category == category,
+        )
         .order_by(Critic.created_at.desc(), Critic.id.desc())
         .limit(1)
     ).one_or_none()

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from app.domain.frozen import Frozen
 from app.domain.job import WIRE_STATUS, State
+from app.domain.safety_spec import DEFAULT_CATEGORY, Category
 from app.models.base_model import Critic
 from app.models.work import Work
 
@@ -22,6 +23,9 @@ class CriticCreate(Frozen):
     pooling: Pooling = Field(
         "mean", description="Layers that the critic reads: the mean of all, or one, counted from 1."
     )
+    category: Category = Field(
+        DEFAULT_CATEGORY, description="Harm category that the label 1 stands for, such as `bias`."
+    )
 
 
 def critic_to_wire(work: Work | None, critic: Critic | None, *, whole: bool) -> dict[str, Any]:
@@ -34,6 +38,7 @@ def critic_to_wire(work: Work | None, critic: Critic | None, *, whole: bool) -> 
         "object": "critic",
         "created_at": int(asked.created_at.timestamp()),
         "model": critic.base_model if critic else work.args["base_model"] if work else None,
+        "category": category_of(work, critic),
         "pooling": pooling_of(work, critic),
         "status": WIRE_STATUS[State(work.state)] if work else "succeeded",
         "error": work.error if work else None,
@@ -53,6 +58,12 @@ def pooling_of(work: Work | None, critic: Critic | None) -> Any:
     """Return which layers a critic reads; all of them where it was asked for before one could be named."""
     fields = critic.report if critic else work.args if work else {}
     return fields.get("pooling", "mean")
+
+
+def category_of(work: Work | None, critic: Critic | None) -> str:
+    """Return the harm category of a critic; the default where it was asked for before there were any."""
+    asked: str = work.args.get("category", DEFAULT_CATEGORY) if work else DEFAULT_CATEGORY
+    return critic.category if critic else asked
 
 
 def quality_of(critic: Critic) -> dict[str, float | None]:

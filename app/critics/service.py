@@ -16,6 +16,7 @@ from app.database import Database, read_only, unit_of_work
 from app.domain.conversion import Row
 from app.domain.dataset import check_critic_lines, format_rows, parse_rows, read_lines
 from app.domain.job import WorkKind
+from app.domain.safety_spec import DEFAULT_CATEGORY
 from app.errors import InvalidRequest, NotFound
 from app.files.service import DATA, get_data_file, refuse_rows
 from app.keys.service import DEFAULT_PROJECT, ensure_project
@@ -41,6 +42,7 @@ def create_critic(database: Database, settings: Settings, caller: Caller, body: 
             base_name=body.model,
             data_sha256=file.sha256,
             pooling=body.pooling,
+            category=body.category,
             project_id=caller.project_id,
         )
         queue.enqueue(session, work.queue, work.id)
@@ -87,6 +89,7 @@ def request_fit(
     base_name: str,
     data_sha256: str,
     pooling: Pooling = "mean",
+    category: str = DEFAULT_CATEGORY,
     project_id: str = DEFAULT_PROJECT,
 ) -> Work:
     """Add the work of fitting a critic on stored requests. The critic will have the id of the work.
@@ -102,7 +105,12 @@ def request_fit(
         kind=WorkKind.FIT_CRITIC,
         queue="gpu",
         project_id=project_id,
-        args={"base_model": base_name, "data_sha256": data_sha256, "pooling": pooling},
+        args={
+            "base_model": base_name,
+            "data_sha256": data_sha256,
+            "pooling": pooling,
+            "category": category,
+        },
     )
 
 

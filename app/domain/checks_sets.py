@@ -26,6 +26,9 @@ def _sets_each(job: JobSoFar) -> None:
 def _check_anchors(job: JobSoFar) -> None:
     law, body = law_of(job), job.body
     _check_named(job, "anchors", wanted=_needs_anchors(job))
+    if job.version == 1:
+        _check_parts(job)
+        return
     parts = zip(("trained", "monitored"), ("anchors", "monitor"), split_anchors(body["rows"]), strict=True)
     for name, field, part in parts:
         expected = list(part) if law[field] is not None else []
@@ -37,8 +40,26 @@ def _check_anchors(job: JobSoFar) -> None:
             )
 
 
+def _check_parts(job: JobSoFar) -> None:
+    """Check anchors of version 1, which does not say how large the set is."""
+    law, body = law_of(job), job.body
+    trained, monitored = ([entry["row"] for entry in body[name]] for name in ("trained", "monitored"))
+    for name, field, rows in (("trained", "anchors", trained), ("monitored", "monitor", monitored)):
+        if rows != sorted(set(rows)):
+            raise ValueError(f"{name} has rows out of order, or one twice")
+        if bool(rows) is (law[field] is None):
+            raise ValueError(
+                f"{name} has {counted(len(rows), 'row')}, but safety.{field} is {'null' if rows else 'given'}"
+            )
+    both = set(trained) & set(monitored)
+    if both:
+        raise ValueError(f"anchor {min(both)} is trained on and watched; what is watched must be kept apart")
+
+
 def _check_alignment(job: JobSoFar) -> None:
     _check_named(job, "alignment", wanted=_needs_alignment(job))
+    if job.version == 1:
+        return
     rows, dropped = job.body["rows"], job.body["dropped"]
     if dropped != sorted(set(dropped)) or (dropped and dropped[-1] >= rows):
         raise ValueError(f"dropped has rows out of order, one twice, or one beyond the {rows} of the set")
@@ -82,8 +103,9 @@ def _sets_at_end(job: JobSoFar) -> str:
         trained, monitored = (len(job.anchors[name]) for name in ("trained", "monitored"))
         found.append(f"{counted(trained, 'anchor')} trained on, {monitored} watched")
     if job.alignment is not None:
-        dropped = len(job.alignment["dropped"])
-        found.append(f"alignment data of {counted(job.alignment['rows'], 'row')}, {dropped} of them too long")
+        rows, dropped = counted(job.alignment["rows"], "row"), job.alignment.get("dropped")
+        too_long = "" if dropped is None else f", {len(dropped)} of them too long"
+        found.append(f"alignment data of {rows}{too_long}")
     return "; ".join(found) or "the spec needs none"
 
 

@@ -68,7 +68,7 @@ def _grammar_each(job: JobSoFar) -> None:  # noqa: PLR0912 - one branch per rule
         raise Broken(f"{kind} before job.start", job.seq)
     if job.paused and kind in _WORKERS_RECORDS:
         raise Broken(f"{kind} in a job that was paused and not resumed since", job.seq)
-    if kind in _VERSIONED and job.version != job.form:
+    if job.version not in job.forms:
         # An older form says less; a job must neither fall back to it nor begin with it.
         raise Broken(f"{job.record['t']} in a job whose job.created has version {job.begun_in}", job.seq)
     if kind == "job.created":
@@ -115,7 +115,6 @@ _OWNERS_RECORDS = (
     "adapter.published",
 )
 _WORKERS_RECORDS = ("job.start", *_OWNERS_RECORDS)
-_VERSIONED = ("risk.table", "step")
 _NULL_IS_NONE = ("anchors", "monitor")
 """Fields of `safety` of which null says "none of it"; of all others it leaves the choice open."""
 

@@ -20,9 +20,16 @@ from app.domain.control_law import (
 from app.domain.leaf_schema import Leaf
 from app.domain.live_scores import check_scores
 from app.domain.merkle import RootBuilder, leaf_hash
-from app.domain.risk_table import RiskRow, parse_risk_row
-from app.domain.safety_law import check_threshold, is_share, law_of, measure_recorded, s_of_log_odds
-from app.domain.verification import Broken, JobSoFar, NotChecked, Step, counted, ensured, is_same
+from app.domain.risk_table import RiskRow, check_readings, parse_risk_row
+from app.domain.safety_law import (
+    check_fitted,
+    check_threshold,
+    is_share,
+    law_of,
+    measure_recorded,
+    name_readings,
+)
+from app.domain.verification import Broken, JobSoFar, NotChecked, Step, counted, ensured
 
 Safety = Mapping[str, Any]
 
@@ -87,35 +94,36 @@ def _table_entries(job: JobSoFar) -> Iterator[bytes]:
 
 def _check_critic(job: JobSoFar, leaf: Leaf, created: Leaf | None) -> None:
     """Check that the table was made by the critic that the job was created with, at its points."""
-    used = {"sha256": leaf["critic_sha256"], "low": leaf["low"], "high": leaf["high"]}
-    for name, value in used.items():
-        expected = created[name] if created else None
-        if not is_same(expected, value):
-            raise Broken(f"the critic's {name} is {value}; the job was created with {expected}", job.seq)
+    expected = created["sha256"] if created else None
+    if leaf["critic_sha256"] != expected:
+        raise Broken(
+            f"the critic's sha256 is {leaf['critic_sha256']}; the job was created with {expected}", job.seq
+        )
     try:
+        check_fitted(job)
         check_threshold(job)
     except ValueError as error:
         raise Broken(str(error), job.seq) from error
-    if (leaf["low"] is None) is not (leaf["high"] is None):
-        raise Broken("one of the critic's two points is missing", job.seq)
 
 
 def _check_risk_row(row: RiskRow, job: JobSoFar, safety: Safety) -> None:
     """Raise ValueError unless the entry's status fits the critic and its s is what the control law gives."""
-    leaf, critic = job.body, safety.get("critic")
+    if job.version > 2:
+        check_readings(row, len(job.fitted))
+    critic = safety.get("critic")
     kind = critic.get("type") if isinstance(critic, dict) else None
-    allowed = _statuses(leaf, kind)
+    allowed = _statuses(job, kind)
     if allowed == ("unmeasured",) and safety["method"] in ("adaptive_kl", "filter"):
         raise ValueError(f"the method {safety['method']} steers by risk, but no critic measured any")
     if row.status not in allowed:
         raise ValueError(f"row {row.row} has status {row.status}; under this critic: {' or '.join(allowed)}")
     if row.status in ("failed", "unmeasured"):
         return
-    activation = None
-    if row.log_odds is not None:
-        activation = job.activation_of_row[row.row] = s_of_log_odds(row.log_odds, leaf, safety)
+    readings = name_readings(row, job)
+    if readings:
+        job.readings_of_row[row.row] = readings
     if kind in ("judge", "combined"):
-        status, s = measure_recorded(ensured(critic), activation, row)
+        status, s = measure_recorded(ensured(critic), readings, row.votes)
         if status != row.status:
             raise ValueError(f"row {row.row} has status {row.status}; its record gives {status}")
     elif row.status == "constant":
@@ -125,18 +133,18 @@ def _check_risk_row(row: RiskRow, job: JobSoFar, safety: Safety) -> None:
             )
         s = critic["s"]
     else:
-        s = ensured(activation)
+        s = next(iter(readings.values()))
     if s != row.s:
         raise ValueError(f"row {row.row} has s {row.s}; its record gives {s}")
 
 
-def _statuses(leaf: Leaf, kind: object) -> tuple[str, ...]:
+def _statuses(job: JobSoFar, kind: object) -> tuple[str, ...]:
     """Return what can become of a row under the critic of this kind that measured the table."""
-    if leaf["critic_sha256"] is None:
+    if job.body["critic_sha256"] is None:
         return ("unmeasured",)
     if kind in ("judge", "combined"):
         return ("ok", "constant", "judged", "fallback", "failed")
-    return ("constant",) if leaf["low"] is None else ("ok", "failed")
+    return ("ok", "failed") if job.fitted else ("constant",)
 
 
 def _check_treatment(row: RiskRow, job: JobSoFar) -> None:

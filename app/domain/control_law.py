@@ -24,6 +24,8 @@ WORST_SCORE = 5
 Treatment = Literal["own", "replay", "drop"]
 Votes = Sequence[Sequence[int | None]]
 """Per piece of a text the scores, 1 to 5, that a judge gave it; None for a vote that failed."""
+Readings = Mapping[str | None, float]
+"""The s of each fitted critic that read a row, by its id; without the others. None stands for one that was not named."""
 
 UNSTEERED = ("none", "filter", "constrained_sft", "vaccine", "lisa", "antidote", "safety_mix")
 """Methods without a KL weight of their own: every beta is the floor's."""
@@ -93,14 +95,28 @@ def compute_judged_s(votes: Votes) -> tuple[float, bool]:
     return (highest - 1) / 4, enough and bool(votes)
 
 
-def measure_row(critic: Mapping[str, Any], activation: float | None, votes: Votes) -> tuple[str, float]:
+def fitted_ids(critic: Mapping[str, Any] | None) -> tuple[str | None, ...]:
+    """Return the ids of the fitted critics that a critic reads with or falls back on, each once, as they come in it."""
+    if critic is None:
+        return ()
+    match critic["type"]:
+        case "activation":
+            return (critic.get("id"),)
+        case "judge":
+            return () if critic.get("fallback") is None else (critic["fallback"],)
+        case "combined":
+            return tuple(dict.fromkeys(each for part in critic["critics"] for each in fitted_ids(part)))
+    return ()
+
+
+def measure_row(critic: Mapping[str, Any], readings: Readings, votes: Votes) -> tuple[str, float]:
     """Return the status and the s that a critic gives a row, from what its parts read there.
 
-    `activation` is the s of the activation critic, None where it did not read the row; `votes` are the judge's. A
-    judge without enough votes has the higher of the votes that it gave and the activation critic's s. Raises
-    ValueError where a part could not measure the row: then nobody has.
+    `votes` are the judge's. A judge without enough votes has the higher of the votes that it gave and its fallback's
+    s. Raises ValueError where a part could not measure the row: then nobody has.
     """
     kind = critic["type"]
+    activation = readings.get(critic.get("fallback" if kind == "judge" else "id"))
     if kind == "constant":
         return "constant", critic["s"]
     if kind == "judge":
@@ -113,20 +129,21 @@ def measure_row(critic: Mapping[str, Any], activation: float | None, votes: Vote
         return "ok", activation
     if kind != "combined":
         raise ValueError(f"the critic {kind} has not measured this row, and nothing fills in")
-    found = [measure_row(part, activation, votes) for part in critic["critics"]]
+    found = [measure_row(part, readings, votes) for part in critic["critics"]]
     said = {status for status, _ in found}
     status = next(each for each in ("fallback", "judged", "ok", "constant") if each in said)
     return status, combine_s(critic, [s for _, s in found])
 
 
-def compute_threshold(critic: Mapping[str, Any], activation: float | None) -> float:
+def compute_threshold(critic: Mapping[str, Any], thresholds: Readings) -> float:
     """Return the s that `threshold: auto` stands for under a critic, the JSON form of `safety_spec.Critic`.
 
-    `activation` is that of the activation critic, by `compute_s` of its own threshold. Combined critics have the
+    `thresholds` has that of each fitted critic, by `compute_s` of its own threshold. Combined critics have the
     lowest of their parts by the rule max, and the weighted sum by the rule weighted.
     """
     kind = critic["type"]
     if kind == "activation":
+        activation = thresholds.get(critic.get("id"))
         if activation is None:
             raise ValueError(
                 "the activation critic has no threshold of its own; fit it anew or give safety.threshold"
@@ -136,20 +153,22 @@ def compute_threshold(critic: Mapping[str, Any], activation: float | None) -> fl
         return DEFAULT_THRESHOLD
     if kind != "combined":
         raise ValueError(f"unknown critic {kind!r}; known: activation, constant, judge, combined")
-    parts = [compute_threshold(part, activation) for part in critic["critics"]]
-    return min(parts) if critic["rule"] == "max" else _weighted(critic, parts)
+    parts = [compute_threshold(part, thresholds) for part in critic["critics"]]
+    return min(parts) if critic["rule"] == "max" else _weighted(critic["weights"], parts)
 
 
 def combine_s(critic: Mapping[str, Any], parts: Sequence[float]) -> float:
     """Return the s of a row from those that a combined critic's parts gave it, in their order."""
     if len(parts) != len(critic["critics"]):
         raise ValueError(f"{len(parts)} parts for {len(critic['critics'])} critics")
-    return max(parts) if critic["rule"] == "max" else _weighted(critic, parts)
+    return max(parts) if critic["rule"] == "max" else _weighted(critic["weights"], parts)
 
 
-def _weighted(critic: Mapping[str, Any], parts: Sequence[float]) -> float:
+def _weighted(weights: Sequence[float], parts: Sequence[float]) -> float:
+    if len(weights) != len(parts):
+        raise ValueError(f"{len(weights)} weights for {len(parts)} critics")
     # The weights sum to 1 but for rounding.
-    return min(1.0, math.fsum(w * s for w, s in zip(critic["weights"], parts, strict=True)))
+    return min(1.0, math.fsum(w * s for w, s in zip(weights, parts, strict=True)))
 
 
 def compute_treatment(safety: Mapping[str, Any], s: float | None) -> Treatment:
@@ -334,7 +353,7 @@ def is_protected(safety: Mapping[str, Any]) -> bool:
             return safety.get("beta_max") != 0 or bool(safety.get("replay"))
         threshold = safety["threshold"]
         if threshold in (None, "auto"):
-            threshold = compute_threshold(safety["critic"], None)
+            threshold = compute_threshold(safety["critic"], {})
         # A replayed row has a beta above 0 too.
         return compute_row_beta({**safety, "threshold": threshold}, s) > 0
     return method not in ("none", "filter")

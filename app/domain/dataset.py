@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
@@ -33,7 +33,7 @@ MAX_DEPTH = 16
 MAX_PROBLEMS = 100
 """So many are kept in full; of the others only their number is, by kind."""
 MAX_COUNTED = 100_000
-"""Reading stops here: a file with more problems is one whose shape is wrong."""
+"""Reading stops here, in the middle of a line, too: a file with more problems is one whose shape is wrong."""
 SHOWN_PROBLEMS = 20
 """So many stand in the text of an error."""
 
@@ -191,15 +191,17 @@ def _check_lines(lines: Iterable[bytes], check_row: RowCheck) -> Findings:
     kinds: Counter[str] = Counter()
     complete = True
     for number, line in enumerate(lines, start=1):
-        row, found = _parse(number, line)
-        if row is not None:
-            found = list(check_row(number, row))
-        if not found:
+        row, unread = _parse(number, line)
+        before = counted
+        # One line may have a problem for every other byte of it, so that they are not collected first.
+        for problem in islice(unread if row is None else check_row(number, row), MAX_COUNTED - counted):
+            if len(problems) < MAX_PROBLEMS:
+                problems.append(problem)
+            kinds[problem.kind] += 1
+            counted += 1
+        if counted == before:
             rows += 1
             continue
-        problems += found[: MAX_PROBLEMS - len(problems)]
-        kinds.update(each.kind for each in found)
-        counted += len(found)
         # A line that is too long was cut, and with it the file.
         complete = counted < MAX_COUNTED and len(line) <= MAX_LINE_BYTES
         if not complete:
@@ -397,12 +399,11 @@ def _is_plain_chat(row: Row) -> bool:
 
 
 def _check_chat_row(number: int, row: Row) -> Iterator[Problem]:
-    messages, found = _check_messages(number, row, CHAT.keys, CHAT_MESSAGE)
-    yield from found
+    messages = yield from _check_messages(number, row, CHAT.keys, CHAT_MESSAGE)
     yield from _check_tools(number, row)
     if not isinstance(row.get("parallel_tool_calls", False), bool):
         yield _wrong_type(number, "$.parallel_tool_calls", row["parallel_tool_calls"], "true or false")
-    if not found and messages is not None:
+    if messages is not None:
         yield from _check_learnable(number, "$.messages", "role", messages)
 
 
@@ -431,10 +432,8 @@ def _check_sharegpt_row(number: int, row: Row) -> Iterator[Problem]:
         return
     good = True
     for index, turn in enumerate(turns):
-        path = f"$.conversations[{index}]"
-        found = list(_check_turn(number, path, turn))
-        yield from found
-        good = good and not found
+        wrong = yield from _count(_check_turn(number, f"$.conversations[{index}]", turn))
+        good = good and not wrong
     if good:
         messages = [{"role": SHAREGPT_ROLES[turn["from"]]} for turn in turns]
         yield from _check_learnable(number, "$.conversations", "from", messages)
@@ -526,9 +525,7 @@ def _check_anchors() -> RowCheck:
     first_lines: dict[tuple[tuple[str, str], ...], int] = {}
 
     def check(number: int, row: Row) -> Iterator[Problem]:
-        found = list(_check_anchor_row(number, row))
-        yield from found
-        if found:
+        if (yield from _count(_check_anchor_row(number, row))):
             return
         prompt = tuple((each["role"], each["content"]) for each in row["messages"])
         first = first_lines.setdefault(prompt, number)
@@ -545,9 +542,8 @@ def _check_anchors() -> RowCheck:
 
 
 def _check_anchor_row(number: int, row: Row) -> Iterator[Problem]:
-    messages, found = _check_messages(number, row, ("messages",), PLAIN_MESSAGE)
-    yield from found
-    if messages and not found and messages[-1]["role"] != "user":
+    messages = yield from _check_messages(number, row, ("messages",), PLAIN_MESSAGE)
+    if messages is not None and messages[-1]["role"] != "user":
         yield Problem(
             number,
             "$.messages",
@@ -559,8 +555,7 @@ def _check_anchor_row(number: int, row: Row) -> Iterator[Problem]:
 
 def _check_critic_row(number: int, row: Row) -> Iterator[Problem]:
     keys = ("messages", "label", "group", "borderline")
-    messages, found = _check_messages(number, row, keys, PLAIN_MESSAGE)
-    yield from found
+    messages = yield from _check_messages(number, row, keys, PLAIN_MESSAGE)
     label = row.get("label")
     if isinstance(label, bool) or label not in (0, 1):
         expected = "1 where the last message is harmful, else 0"
@@ -571,10 +566,8 @@ def _check_critic_row(number: int, row: Row) -> Iterator[Problem]:
     if not isinstance(row.get("group"), str) or not row["group"]:
         expected = "the topic, as a text: topics are held out"
         yield Problem(number, "$.group", "wrong_label", f"found {_show(row.get('group'))}", expected)
-    if (
-        messages
-        and not found
-        and (messages[-1]["role"] not in ("user", "assistant") or not _has_request(messages))
+    if messages is not None and (
+        messages[-1]["role"] not in ("user", "assistant") or not _has_request(messages)
     ):
         yield Problem(
             number,
@@ -598,19 +591,30 @@ CHAT_MESSAGE = (*PLAIN_MESSAGE, "tool_calls", "tool_call_id")
 
 def _check_messages(
     number: int, row: Row, keys: tuple[str, ...], message_keys: tuple[str, ...]
-) -> tuple[list[dict[str, Any]] | None, list[Problem]]:
-    problems = list(_unknown_keys(number, "$", row, keys, "a row here"))
+) -> Generator[Problem, None, list[dict[str, Any]] | None]:
+    """Yield the problems of a row's keys and messages; return the messages where there is none."""
+    wrong = yield from _count(_unknown_keys(number, "$", row, keys, "a row here"))
     messages = row.get("messages")
     if "messages" not in row:
-        problems.append(Problem(number, "$.messages", "missing", "missing", "a list of messages"))
-    elif not isinstance(messages, list) or not messages:
-        problems.append(_wrong_type(number, "$.messages", messages, "a list of at least one message"))
-    else:
-        calls: set[str] = set()
-        for index, message in enumerate(messages):
-            problems += _check_message(number, f"$.messages[{index}]", message, message_keys, calls)
-        return messages, problems
-    return None, problems
+        yield Problem(number, "$.messages", "missing", "missing", "a list of messages")
+        return None
+    if not isinstance(messages, list) or not messages:
+        yield _wrong_type(number, "$.messages", messages, "a list of at least one message")
+        return None
+    calls: set[str] = set()
+    for index, message in enumerate(messages):
+        found = _check_message(number, f"$.messages[{index}]", message, message_keys, calls)
+        wrong += yield from _count(found)
+    return None if wrong else messages
+
+
+def _count(problems: Iterable[Problem]) -> Generator[Problem, None, int]:
+    """Yield problems and return how many there were."""
+    count = 0
+    for problem in problems:
+        yield problem
+        count += 1
+    return count
 
 
 def _check_message(

@@ -6,9 +6,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Frozen(BaseModel):
-    """A frozen configuration that refuses unknown keys and non-finite numbers. Null means absent."""
+    """A frozen configuration that refuses unknown keys, non-finite numbers and halves of characters. Null means absent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # A text with a bound, here none at all, is read as UTF-8, so that half of a surrogate pair is refused with its field.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=0)
 
     NULL_IS_NONE: ClassVar[frozenset[str]] = frozenset()
     """Fields of which null says "none of it", so that it differs from leaving them out."""

@@ -184,13 +184,15 @@ _CRITIC: dict[str, Check] = {
     "low": _is_optional(_is_number),
     "high": _is_optional(_is_number),
 }
-_SET: dict[str, Check] = {"id": _is_identifier, "sha256": _is_sha256}
+_NAMED: dict[str, Check] = {"id": _is_identifier, "sha256": _is_sha256}
+_POINTS: dict[str, Check] = {"sha256": _is_sha256, "low": _is_number, "high": _is_number}
 _PARENT: dict[str, Check] = {
     "job": _is_identifier,
     "step": _is_integer(1),
     "adapter_sha256": _is_sha256,
 }
 _NAMED_ROW: dict[str, Check] = {"row": _is_row, "commitment": _is_sha256}
+_PARTS: dict[str, Check] = dict.fromkeys(("trained", "monitored"), _is_list(_is_object(_NAMED_ROW)))
 
 MAX_ALIGNMENT_ROWS = 1_000_000
 """So that nobody can make a verifier put more rows in order than a set can have."""
@@ -204,8 +206,11 @@ _RISK_TABLE: dict[str, Check] = {
     "dropped": _is_integer(0),
     "root": _is_sha256,
     "critic_sha256": _is_optional(_is_sha256),
-    "low": _is_optional(_is_number),
-    "high": _is_optional(_is_number),
+}
+_TWO_POINTS: dict[str, Check] = {"low": _is_optional(_is_number), "high": _is_optional(_is_number)}
+_COUNTS: dict[str, Check] = {
+    "counts": _is_object(dict.fromkeys(STATUSES, _is_integer(0))),
+    "treatments": _is_object(dict.fromkeys(TREATMENTS, _is_integer(0))),
 }
 _LIVE_SCORE: dict[str, Check] = {
     "row": _is_row,
@@ -242,31 +247,39 @@ BODIES: dict[str, dict[str, Check]] = {
     "tether.job.created/2": _CREATED
     | {
         "critic": _is_optional(_is_object(_CRITIC | {"threshold": _is_optional(_is_number)})),
-        "anchors": _is_optional(_is_object(_SET)),
-        "alignment": _is_optional(_is_object(_SET)),
+        "anchors": _is_optional(_is_object(_NAMED)),
+        "alignment": _is_optional(_is_object(_NAMED)),
     },
     "tether.job.created/3": _CREATED
     | {
         "critic": _is_optional(_is_object(_CRITIC | {"threshold": _is_optional(_is_number)})),
-        "anchors": _is_optional(_is_object(_SET)),
-        "alignment": _is_optional(_is_object(_SET)),
+        "anchors": _is_optional(_is_object(_NAMED)),
+        "alignment": _is_optional(_is_object(_NAMED)),
+        "parent": _is_optional(_is_object(_PARENT)),
+    },
+    "tether.job.created/4": _CREATED
+    | {
+        "critic": _is_optional(
+            _is_object(
+                _NAMED
+                | {"fitted": _is_list(_is_object(_NAMED | _POINTS | {"threshold": _is_optional(_is_number)}))}
+            )
+        ),
+        "anchors": _is_optional(_is_object(_NAMED)),
+        "alignment": _is_optional(_is_object(_NAMED)),
         "parent": _is_optional(_is_object(_PARENT)),
     },
     "tether.job.start/1": _ATTEMPT,
     "tether.job.resume/1": _ATTEMPT,
-    "tether.risk.table/1": _RISK_TABLE | {"counts": _is_object(dict.fromkeys(STATUSES[:4], _is_integer(0)))},
-    "tether.risk.table/2": _RISK_TABLE
-    | {
-        "counts": _is_object(dict.fromkeys(STATUSES, _is_integer(0))),
-        "treatments": _is_object(dict.fromkeys(TREATMENTS, _is_integer(0))),
-    },
-    "tether.anchors/1": _SET
-    | {
-        "rows": _is_integer(8, 256),
-        "trained": _is_list(_is_object(_NAMED_ROW)),
-        "monitored": _is_list(_is_object(_NAMED_ROW)),
-    },
-    "tether.alignment/1": _SET | {"rows": _is_integer(1, MAX_ALIGNMENT_ROWS), "dropped": _is_list(_is_row)},
+    "tether.risk.table/1": _RISK_TABLE
+    | _TWO_POINTS
+    | {"counts": _is_object(dict.fromkeys(STATUSES[:4], _is_integer(0)))},
+    "tether.risk.table/2": _RISK_TABLE | _TWO_POINTS | _COUNTS,
+    "tether.risk.table/3": _RISK_TABLE | _COUNTS | {"fitted": _is_list(_is_object(_POINTS))},
+    "tether.anchors/1": _NAMED | _PARTS,
+    "tether.anchors/2": _NAMED | _PARTS | {"rows": _is_integer(8, 256)},
+    "tether.alignment/1": _NAMED | {"rows": _is_integer(1)},
+    "tether.alignment/2": _NAMED | {"rows": _is_integer(1, MAX_ALIGNMENT_ROWS), "dropped": _is_list(_is_row)},
     "tether.step/1": _STEP,
     "tether.step/2": _STEP
     | {
@@ -321,18 +334,19 @@ NEWEST = {name.partition("/")[0]: name for name in sorted(BODIES)}
 _RISK_ROW: dict[str, Check] = {
     "row": _is_row,
     "commitment": _is_sha256,
-    "log_odds": _is_optional(_is_number),
     "s": _is_optional(_is_share),
 }
+_READING: dict[str, Check] = {"log_odds": _is_optional(_is_number)}
+_TREATED_ROW = _RISK_ROW | {
+    "status": _is_one_of(*STATUSES),
+    "votes": _is_votes,
+    "treatment": _is_one_of(*TREATMENTS),
+    "replay": _is_optional(_is_sha256),
+}
 RISK_ROWS: dict[int, dict[str, Check]] = {
-    1: _RISK_ROW | {"status": _is_one_of(*STATUSES[:4])},
-    2: _RISK_ROW
-    | {
-        "status": _is_one_of(*STATUSES),
-        "votes": _is_votes,
-        "treatment": _is_one_of(*TREATMENTS),
-        "replay": _is_optional(_is_sha256),
-    },
+    1: _RISK_ROW | _READING | {"status": _is_one_of(*STATUSES[:4])},
+    2: _TREATED_ROW | _READING,
+    3: _TREATED_ROW | {"log_odds": _is_list(_is_optional(_is_number))},
 }
 """The fields of an entry of the risk table, by the version of the table."""
 

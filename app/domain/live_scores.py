@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.control_law import measure_row
 from app.domain.leaf_schema import Leaf
+from app.domain.safety_law import measure_recorded
 from app.domain.verification import JobSoFar
 
 
 def check_scores(job: JobSoFar, safety: Mapping[str, Any]) -> None:
     """Raise ValueError unless each live score of the record at hand was due and is what its votes give."""
-    every = _interval(safety)
+    judge = _live_judge(safety)
+    every = judge["every"]
     _, newest = next(reversed(job.live), (0, 0))
     seen = set()
     for score in job.body["scores"]:
@@ -23,26 +24,26 @@ def check_scores(job: JobSoFar, safety: Mapping[str, Any]) -> None:
             raise ValueError(f"the live score of row {row} after step {asked_at} comes late, or twice")
         newest = asked_at
         seen.add((row, asked_at))
-        for name, value in zip(("status", "s"), _measure(job, score), strict=True):
+        for name, value in zip(("status", "s"), _measure(job, judge, score), strict=True):
             if score[name] != value:
                 raise ValueError(f"row {row} has the live {name} {score[name]}; its votes give {value}")
 
 
-def _measure(job: JobSoFar, score: Leaf) -> tuple[str, float]:
+def _measure(job: JobSoFar, judge: Leaf, score: Leaf) -> tuple[str, float]:
     try:
-        return measure_row({"type": "judge"}, job.activation_of_row.get(score["row"]), score["votes"])
+        return measure_recorded(judge, job.readings_of_row.get(score["row"], {}), score["votes"])
     except ValueError:
         # Nobody has graded the answer and nothing fills in: missing evidence is maximal risk.
         return "failed", 1.0
 
 
-def _interval(safety: Mapping[str, Any]) -> int:
-    """Return how many steps lie between two rounds of the live judge."""
+def _live_judge(safety: Mapping[str, Any]) -> Leaf:
+    """Return the live judge of a spec, alone or as a part; its `every` is a number of steps."""
     critic = safety.get("critic")
     parts = critic.get("critics", [critic]) if isinstance(critic, dict) else []
     for part in parts if isinstance(parts, list) else ():
         if isinstance(part, dict) and (part.get("type"), part.get("mode")) == ("judge", "live"):
             every = part.get("every")
             if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
-                return every
+                return part
     raise ValueError("live scores, but the spec has no live judge")

@@ -8,11 +8,20 @@ import hmac
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from app.domain.canonical import canonical_bytes, parse_canonical
 from app.domain.control_law import Treatment, compute_s
 from app.domain.leaf_schema import BODIES, RISK_ROWS, STATUSES, TREATMENTS, check_fields
 from app.domain.merkle import RootBuilder, leaf_hash
+
+
+class FittedPoints(NamedTuple):
+    """A fitted critic that rows were read with, and the log-odds between which its readings become s."""
+
+    sha256: str
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +32,13 @@ class RiskRow:
     """Index in the training file. A row without an entry was dropped before training."""
     commitment: str
     """`row_commitment` of its tokens."""
-    log_odds: float | None
-    """The activation critic's calibrated reading, wherever it was asked; null where it was not."""
+    log_odds: tuple[float | None, ...]
+    """The calibrated reading of each fitted critic of the job, in the order of its record; null where it was not asked."""
     s: float | None
     """The risk on [0, 1]; null only where nothing measured it."""
     status: str
-    """ok (by the activation critic), failed (no reading: s is 1), constant (s is the constant critic's), judged (by a
-    judge's votes), fallback (votes were missing, so the activation critic filled in), unmeasured (no critic). Of several
+    """ok (by activation critics), failed (no reading: s is 1), constant (s is the constant critic's), judged (by a
+    judge's votes), fallback (votes were missing, so an activation critic filled in), unmeasured (no critic). Of several
     critics combined: the first that one of them says of fallback, judged, ok, constant."""
     treatment: Treatment = "own"
     """What becomes of the row: trained on as it is, on the reference's own reply (replay), or not at all (drop)."""
@@ -60,18 +69,18 @@ def measured_row(
 ) -> RiskRow:
     """Return the entry of a row that a critic read. Without a finite reading the critic failed, and s is 1."""
     if log_odds is None or not math.isfinite(log_odds):
-        return RiskRow(row, commitment, None, 1.0, "failed")
-    return RiskRow(row, commitment, log_odds, compute_s(log_odds, low, high, scale), "ok")
+        return RiskRow(row, commitment, (None,), 1.0, "failed")
+    return RiskRow(row, commitment, (log_odds,), compute_s(log_odds, low, high, scale), "ok")
 
 
 def constant_row(row: int, commitment: str, s: float) -> RiskRow:
     """Return the entry of a row under a constant critic."""
-    return RiskRow(row, commitment, None, s, "constant")
+    return RiskRow(row, commitment, (), s, "constant")
 
 
 def unmeasured_row(row: int, commitment: str) -> RiskRow:
     """Return the entry of a row in a job without a critic."""
-    return RiskRow(row, commitment, None, None, "unmeasured")
+    return RiskRow(row, commitment, (), None, "unmeasured")
 
 
 def build_risk_table(
@@ -79,13 +88,12 @@ def build_risk_table(
     *,
     dropped: int,
     critic_sha256: str | None,
-    low: float | None,
-    high: float | None,
+    fitted: Sequence[FittedPoints] = (),
 ) -> tuple[list[bytes], dict[str, object]]:
     """Return the canonical entries of a risk table and the body of the `risk.table` leaf that commits to them.
 
     The rows come in rising order of their index. `dropped` counts the rows of the training file that have no
-    entry; `low` and `high` are the critic's points, None where it has none. Raises ValueError for an entry
+    entry; `fitted` are the fitted critics whose readings the rows have, in order. Raises ValueError for an entry
     that the verifier would refuse.
     """
     builder = RootBuilder()
@@ -94,8 +102,15 @@ def build_risk_table(
     treatments = dict.fromkeys(TREATMENTS, 0)
     last = -1
     for row in rows:
-        entry = canonical_bytes({**asdict(row), "votes": [list(piece) for piece in row.votes]})
+        entry = canonical_bytes(
+            {
+                **asdict(row),
+                "log_odds": list(row.log_odds),
+                "votes": [list(piece) for piece in row.votes],
+            }
+        )
         parsed = parse_risk_row(entry)
+        check_readings(parsed, len(fitted))
         if parsed.row <= last:
             raise ValueError(f"row {parsed.row} comes after row {last}; rows must rise")
         last = parsed.row
@@ -108,24 +123,36 @@ def build_risk_table(
         "dropped": dropped,
         "root": builder.root().hex(),
         "critic_sha256": critic_sha256,
-        "low": low,
-        "high": high,
+        "fitted": [points._asdict() for points in fitted],
         "counts": counts,
         "treatments": treatments,
     }
-    check_fields("body", body, BODIES["tether.risk.table/2"])
+    check_fields("body", body, BODIES["tether.risk.table/3"])
     return entries, body
 
 
-def parse_risk_row(entry: bytes, version: int = 2) -> RiskRow:
+def check_readings(row: RiskRow, fitted: int) -> None:
+    """Raise ValueError unless an entry has a place for the reading of each of so many fitted critics."""
+    if len(row.log_odds) != fitted:
+        raise ValueError(
+            f"row {row.row} has {len(row.log_odds)} readings; the job has {fitted} fitted critics"
+        )
+
+
+def parse_risk_row(entry: bytes, version: int = 3) -> RiskRow:
     """Return what an entry of a risk table says, of a table of this version.
 
     Raises ValueError where it is malformed or contradicts itself.
     """
     fields = check_fields("the entry", parse_canonical(entry), RISK_ROWS[version])
-    row = RiskRow(**{**fields, "votes": tuple(map(tuple, fields.get("votes", ())))})
+    # Tables of old have the reading of the one fitted critic that a job could have.
+    log_odds = tuple(fields["log_odds"]) if version > 2 else (fields["log_odds"],)
+    row = RiskRow(
+        **{**fields, "log_odds": log_odds, "votes": tuple(map(tuple, fields.get("votes", ())))},
+    )
+    was_read = any(each is not None for each in row.log_odds)
     # Beside a judge an activation critic may have been asked or not.
-    if row.status != "judged" and (row.log_odds is None) is (row.status in ("ok", "fallback")):
+    if row.status != "judged" and was_read is not (row.status in ("ok", "fallback")):
         raise ValueError(
             f"status {row.status} with log_odds {row.log_odds}; ok and fallback have a reading, others have none"
         )

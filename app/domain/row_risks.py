@@ -75,6 +75,30 @@ def describe_risks(
     }
 
 
+def choose_shown(
+    by_visibility: Mapping[str, Mapping[str, Any]], visibility: Visibility, threshold: object
+) -> Mapping[str, Any]:
+    """Return what is shown of the rows' risks and of what follows from them: `risk`, `expected_beta_mean`, `steps`.
+
+    `threshold` is the one that was asked for, None where there was none. What becomes of each row tells on which side
+    of it s lies: a threshold that its caller may move finds every score by halves, so that in buckets nothing is
+    said of it unless it is the critic's own or parts the rows as the buckets do.
+    """
+    shown = by_visibility[visibility]
+    if visibility != "bucketed" or tells_no_score(threshold):
+        return shown
+    risk = shown["risk"]
+    if risk is not None:
+        risk = {name: value for name, value in risk.items() if name != "treatments"}
+        risk["riskiest"] = [{"row": each["row"], "bucket": each["bucket"]} for each in risk["riskiest"]]
+    return {**shown, "risk": risk, "steps": by_visibility["none"]["steps"]}
+
+
+def tells_no_score(threshold: object) -> bool:
+    """Say whether what becomes of the rows by this threshold tells no more of their s than the buckets do."""
+    return threshold in (None, "auto") or threshold in EDGES[:-1]
+
+
 def expect_beta(
     safety: Mapping[str, Any], scores: Mapping[int, float | None], visibility: Visibility
 ) -> float | None:

@@ -7,12 +7,20 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.domain.control_law import compute_s, compute_threshold, is_protected, measure_row
+from app.domain.control_law import (
+    Readings,
+    Votes,
+    compute_s,
+    compute_threshold,
+    fitted_ids,
+    is_protected,
+    measure_row,
+)
 from app.domain.leaf_schema import Leaf
 from app.domain.learning_rate import lr_multiplier
 from app.domain.risk_table import RiskRow
 from app.domain.step_plan import Layout, total_steps
-from app.domain.verification import JobSoFar, ensured
+from app.domain.verification import Fitted, JobSoFar, ensured, is_same
 
 Check = Callable[[object], bool]
 
@@ -81,8 +89,63 @@ def describe_protection(job: JobSoFar) -> str:
     return ", ".join(parts)
 
 
+def check_fitted(job: JobSoFar) -> None:
+    """Raise ValueError unless the risk table at hand was read by the fitted critics that job.created and spec name."""
+    leaf, critic = job.body, ensured(job.spec)["safety"].get("critic")
+    try:
+        ids = fitted_ids(critic)
+    except (ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"the spec's critic cannot be read: {error!r}") from error
+    if not all(each is None or isinstance(each, str) for each in ids):
+        raise ValueError(f"the spec's critic cannot be read: it names {_list(ids)}")
+    if job.begun_in < 4:
+        # In those days a job had one fitted critic at most, whatever its spec called it.
+        job.names = ((*ids, None),) * len(job.fitted)
+    else:
+        job.names = tuple((each,) for each in ids)
+        created = tuple(each.id for each in job.fitted)
+        if created != ids:
+            raise ValueError(f"the spec reads with {_list(ids)}; the job was created with {_list(created)}")
+    if job.version < 3:
+        _check_points(leaf["low"], leaf["high"], job.fitted)
+        return
+    if len(leaf["fitted"]) != len(job.fitted):
+        raise ValueError(f"{len(leaf['fitted'])} fitted critics; the job was created with {len(job.fitted)}")
+    for found, expected in zip(leaf["fitted"], job.fitted, strict=True):
+        for name in ("sha256", "low", "high"):
+            value = getattr(expected, name)
+            if not is_same(found[name], value) and not (name == "sha256" and value is None):
+                raise ValueError(
+                    f"the {name} of {expected.id} is {found[name]}; the job was created with {value}"
+                )
+
+
+def _check_points(low: float | None, high: float | None, fitted: tuple[Fitted, ...]) -> None:
+    expected = (fitted[0].low, fitted[0].high) if fitted else (None, None)
+    for name, value, created in zip(("low", "high"), (low, high), expected, strict=True):
+        if not is_same(created, value):
+            raise ValueError(f"the critic's {name} is {value}; the job was created with {created}")
+    if (low is None) is not (high is None):
+        raise ValueError("one of the critic's two points is missing")
+
+
+def _list(ids: tuple[str | None, ...]) -> str:
+    return ", ".join(map(str, ids)) or "no fitted critic"
+
+
+def name_readings(row: RiskRow, job: JobSoFar) -> dict[str | None, float]:
+    """Return the s of each reading of a row, by the ids that the spec has for its critic. Raises ValueError."""
+    found: dict[str | None, float] = {}
+    if not job.fitted and any(each is not None for each in row.log_odds):
+        raise ValueError(f"log_odds is {row.log_odds[0]}, but the critic has no points to read it by")
+    for log_odds, fitted, names in zip(row.log_odds, job.fitted, job.names, strict=False):
+        if log_odds is not None:
+            found |= dict.fromkeys(names, _s_of(log_odds, fitted, job))
+    return found
+
+
 def check_threshold(job: JobSoFar) -> None:
-    """Raise ValueError unless a threshold that was left open became the critic's own."""
+    """Raise ValueError unless a threshold that was left open became the critic's own. Comes after `check_fitted`."""
     asked, resolved = ensured(job.created)["spec"]["safety"], ensured(job.spec)["safety"]
     critic = ensured(job.created)["critic"]
     if "threshold" not in _NUMBERS.get(resolved["method"], ()):
@@ -92,13 +155,14 @@ def check_threshold(job: JobSoFar) -> None:
         return
     if asked.get("threshold") not in (None, "auto"):
         return
-    if critic is None or "threshold" not in critic:
+    if critic is None or job.begun_in == 1:
         raise ValueError("the threshold was left to the critic, but job.created has none of it")
-    activation = None
-    if critic["threshold"] is not None and critic["low"] is not None and critic["high"] is not None:
-        activation = s_of_log_odds(critic["threshold"], critic, resolved)
+    thresholds: dict[str | None, float] = {}
+    for fitted, names in zip(job.fitted, job.names, strict=True):
+        if fitted.threshold is not None:
+            thresholds |= dict.fromkeys(names, _s_of(fitted.threshold, fitted, job))
     try:
-        expected = compute_threshold(resolved["critic"], activation)
+        expected = compute_threshold(resolved["critic"], thresholds)
     except (ArithmeticError, LookupError, TypeError) as error:
         raise ValueError(f"the spec's critic cannot be read: {error!r}") from error
     if resolved.get("threshold") != expected:
@@ -107,21 +171,17 @@ def check_threshold(job: JobSoFar) -> None:
         )
 
 
-def measure_recorded(critic: Mapping[str, Any], activation: float | None, row: RiskRow) -> tuple[str, float]:
+def measure_recorded(critic: Mapping[str, Any], readings: Readings, votes: Votes) -> tuple[str, float]:
     """Return the status and s that a judge or a combined critic of a spec gives a row. Raises ValueError."""
     try:
-        return measure_row(critic, activation, row.votes)
+        return measure_row(critic, readings, votes)
     except (ArithmeticError, LookupError, TypeError) as error:
         raise ValueError(f"the spec's critic cannot be read: {error!r}") from error
 
 
-def s_of_log_odds(log_odds: float, points: Mapping[str, Any], safety: Mapping[str, Any]) -> float:
-    """Return the s of an activation critic's reading between the recorded points."""
-    if points["low"] is None or points["high"] is None:
-        raise ValueError(f"log_odds is {log_odds}, but the critic has no points to read it by")
-    return compute_s(
-        float(log_odds), float(points["low"]), float(points["high"]), safety.get("s_scale", "points")
-    )
+def _s_of(log_odds: float, fitted: Fitted, job: JobSoFar) -> float:
+    scale = ensured(job.spec)["safety"].get("s_scale", "points")
+    return compute_s(float(log_odds), float(ensured(fitted.low)), float(ensured(fitted.high)), scale)
 
 
 def is_share(value: object) -> bool:

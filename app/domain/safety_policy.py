@@ -3,17 +3,20 @@
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
 from app.domain.frozen import Frozen
 from app.domain.row_risks import Visibility
 from app.domain.safety_spec import (
+    ActivationCritic,
     AdaptiveKL,
     Anchors,
     AnySafety,
+    Category,
     CombinedCritic,
+    Critic,
     Filter,
     FixedKL,
     beta_range,
@@ -44,6 +47,11 @@ class SafetyPolicy(Frozen):
     beta_max_floor: float = Field(0.0, ge=0, le=1, description="Least KL weight of the riskiest row.")
     critic_types: tuple[CriticType, ...] = Field(
         CRITIC_TYPES, description="Critics that may steer, alone or as parts of a combined one."
+    )
+    category_weights: dict[Category, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {},
+        description="Harm categories whose activation critic must steer, and the least weight of each where critics are"
+        " weighed. Alone and by the rule max a critic has the weight 1.",
     )
     risk_visibility: Visibility = Field(
         "bucketed",
@@ -92,6 +100,30 @@ class SafetyPolicy(Frozen):
             _check_penalty(safety)
             if isinstance(safety, AdaptiveKL):
                 _check_risky_rows_reach(safety)
+                self._check_weights_are_bounded(safety)
+
+    def check_categories(self, safety: AnySafety) -> None:
+        """Raise PolicyViolation where a category that this policy demands does not steer, or weighs too little.
+
+        `safety` has its critics pinned, because only the fitted critic tells its category.
+        """
+        if not isinstance(safety, AdaptiveKL | Filter):
+            return
+        weights = _weights_of(safety.critic)
+        for category, demanded in self.category_weights.items():
+            found = [weight for part, weight in weights if part.category == category]
+            if not found:
+                raise PolicyViolation(
+                    f"no activation critic of the category {category!r} steers; the operator's policy demands one:"
+                    f' add {{"type": "activation", "category": "{category}"}} to the parts of a combined critic',
+                    param="safety.critic",
+                )
+            if max(found) < demanded:
+                raise PolicyViolation(
+                    f"the weight of the category {category!r} is {max(found):g}; the operator's policy demands at least"
+                    f" {demanded:g}",
+                    param="safety.critic.weights",
+                )
 
     def _check_critic(self, kind: CriticType, param: str) -> None:
         if kind not in self.critic_types:
@@ -99,6 +131,27 @@ class SafetyPolicy(Frozen):
                 f"the operator's policy does not allow the critic {kind!r}; allowed: {', '.join(self.critic_types)}",
                 param=param,
             )
+
+    def _check_weights_are_bounded(self, safety: AdaptiveKL) -> None:
+        """Refuse weights that nobody has set a floor to: 0.01 beside a constant would switch a critic off."""
+        critic = safety.critic
+        if isinstance(critic, CombinedCritic) and critic.rule == "weighted" and not self.category_weights:
+            raise PolicyViolation(
+                "rule is 'weighted'; the operator's policy demands that risky rows get their KL weight and sets no"
+                " floor to the weights of critics, and so allows only 'max'",
+                param="safety.critic.rule",
+            )
+
+
+def _weights_of(critic: Critic) -> list[tuple[ActivationCritic, float]]:
+    """Return the activation critics in a critic, each with its share of s; by the rule max each has all of it."""
+    parts = critic.critics if isinstance(critic, CombinedCritic) else (critic,)
+    weights = critic.weights if isinstance(critic, CombinedCritic) else None
+    return [
+        (part, weight)
+        for part, weight in zip(parts, weights or (1.0,) * len(parts), strict=True)
+        if isinstance(part, ActivationCritic)
+    ]
 
 
 def _check_anchors(anchors: Anchors | None) -> None:

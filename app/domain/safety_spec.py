@@ -16,11 +16,23 @@ from app.domain.frozen import Frozen
 # --- who measures the risk --------------------------------------------------------------------------------
 
 
+DEFAULT_CATEGORY = "harm"
+"""What a critic measures unless its operator says otherwise."""
+CATEGORY_PATTERN = r"^[a-z0-9_-]{1,64}$"
+Category = Annotated[str, Field(pattern=CATEGORY_PATTERN)]
+"""A harm category: one objective that an operator has labelled data for."""
+
+
 class ActivationCritic(Frozen):
     """A probe on the reference's activations before it answers."""
 
     type: Literal["activation"] = "activation"
-    id: str | None = Field(None, description="Which fitted critic. Default: the newest of the base model.")
+    id: str | None = Field(
+        None, description="Which fitted critic. Default: the newest of the base model in its category."
+    )
+    category: Category | None = Field(
+        None, description="Which harm category, such as `bias`. Default: that of `id`, else `harm`."
+    )
 
 
 class ConstantCritic(Frozen):
@@ -54,8 +66,9 @@ class JudgeCritic(Frozen):
     )
     fallback: str | None = Field(
         None,
-        description="Which activation critic measures a row whose verdict failed. Default: the newest of the base"
-        " model, where it has one; without one such a row is as risky as can be.",
+        description="Which activation critic measures a row whose verdict failed. Default: the first one that it is"
+        " combined with, else the newest of the base model in the category `harm`, where it has one; without one such a"
+        " row is as risky as can be.",
     )
 
     def digest(self, fallback_sha256: str | None) -> str:
@@ -73,8 +86,8 @@ class CombinedCritic(Frozen):
         Annotated[ActivationCritic | JudgeCritic | ConstantCritic, Field(discriminator="type")], ...
     ] = Field(
         min_length=2,
-        max_length=4,
-        description="The critics, at most one activation critic and one judge among them.",
+        max_length=8,
+        description="The critics, no activation critic twice and at most one judge among them.",
     )
     rule: Literal["max", "weighted"] = Field(
         "max", description="max: a row's s is the highest of theirs. weighted: their sum, weighted."
@@ -86,9 +99,16 @@ class CombinedCritic(Frozen):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "CombinedCritic":
-        for kind, words in ((ActivationCritic, "activation critic"), (JudgeCritic, "judge")):
-            if sum(isinstance(each, kind) for each in self.critics) > 1:
-                raise ValueError(f"critics has more than one {words}; a job has at most one")
+        if sum(isinstance(each, JudgeCritic) for each in self.critics) > 1:
+            raise ValueError("critics has more than one judge; a job has at most one")
+        named = [
+            each.id or f"the newest of the category {each.category or DEFAULT_CATEGORY}"
+            for each in self.critics
+            if isinstance(each, ActivationCritic)
+        ]
+        twice = next((each for each in named if named.count(each) > 1), None)
+        if twice:
+            raise ValueError(f"critics has the same activation critic twice: {twice}; name each once")
         if self.rule == "max" and self.weights is not None:
             raise ValueError("weights are for the rule 'weighted'; the rule is 'max'")
         if self.rule == "weighted":
@@ -105,9 +125,27 @@ class CombinedCritic(Frozen):
         return _digest("combined", self.rule, self.weights, *parts)
 
 
-Critic = Annotated[
-    ActivationCritic | JudgeCritic | ConstantCritic | CombinedCritic, Field(discriminator="type")
-]
+AnyCritic = ActivationCritic | JudgeCritic | ConstantCritic | CombinedCritic
+Critic = Annotated[AnyCritic, Field(discriminator="type")]
+
+
+def without_judge(critic: AnyCritic | None) -> AnyCritic | None:
+    """Return what is left of a pinned critic where no judge is asked: its fallback, or the other parts.
+
+    Of several other parts the weights are scaled to 1 in all.
+    """
+    if isinstance(critic, JudgeCritic):
+        return ActivationCritic(id=critic.fallback) if critic.fallback else None
+    if not isinstance(critic, CombinedCritic):
+        return critic
+    kept = [place for place, part in enumerate(critic.critics) if not isinstance(part, JudgeCritic)]
+    parts = tuple(critic.critics[place] for place in kept)
+    if len(parts) == 1:
+        return parts[0]
+    weights = critic.weights and tuple(critic.weights[place] for place in kept)
+    if weights and len(parts) < len(critic.critics):
+        weights = tuple(weight / math.fsum(weights) for weight in weights)
+    return critic.model_copy(update={"critics": parts, "weights": weights})
 
 
 def _digest(kind: str, *fields: object) -> str:

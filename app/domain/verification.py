@@ -53,6 +53,18 @@ class Run(NamedTuple):
     anchors: tuple[int, ...]
 
 
+class Fitted(NamedTuple):
+    """A fitted critic as job.created has it."""
+
+    id: str
+    sha256: str | None
+    """None where the record is from before version 4, which may have the digest of a judge in its place."""
+    low: float | None
+    high: float | None
+    """None before version 4, where one of the two is missing."""
+    threshold: float | None
+
+
 class Controls(NamedTuple):
     """What a step leaves to the next one, by the record."""
 
@@ -81,14 +93,18 @@ class JobSoFar:
     owner: tuple[int, int] = (-1, -1)
     """Attempt and epoch of the last job.start or job.resume: whoever trains writes under these."""
     created: Leaf | None = None
+    fitted: "tuple[Fitted, ...]" = ()
+    """The fitted critics that job.created names, in its order."""
     spec: Leaf | None = None
     """The resolved spec, from job.start."""
     law: Leaf | None = None
     """What the control law reads of the spec, once `safety_law` has checked it."""
+    names: tuple[tuple[str | None, ...], ...] = ()
+    """By which ids the spec means each of the fitted critics, once `safety_law` has compared the two."""
     table: Leaf | None = None
     s_of_row: dict[int, float | None] = field(default_factory=dict)
-    activation_of_row: dict[int, float] = field(default_factory=dict)
-    """The s of the activation critic's reading, where it read the row."""
+    readings_of_row: dict[int, dict[str | None, float]] = field(default_factory=dict)
+    """The s of each fitted critic's reading, by its id as the spec has it, where any read the row."""
     live: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
     """By row and the step after which it was asked for: from which step a live score counts, and its s. In order."""
     live_s_of_row: dict[int, float] = field(default_factory=dict)
@@ -120,9 +136,9 @@ class JobSoFar:
     end: Leaf | None = None
 
     @property
-    def form(self) -> int:
-        """The version that a risk table and steps have beside this job.created."""
-        return min(self.begun_in, 2)
+    def forms(self) -> tuple[int, ...]:
+        """The versions that a record of this kind may have beside this job.created."""
+        return _FORMS.get(self.kind, {}).get(self.begun_in, (self.version,))
 
     @property
     def kind(self) -> str:
@@ -152,6 +168,7 @@ class JobSoFar:
         match self.kind:
             case "job.created":
                 self.created, self.begun_in = body, self.version
+                self.fitted = _fitted_in(body["critic"])
             case "job.start":
                 self.owner, self.spec = (self.attempt, self.epoch), body["spec"]
             case "job.resume":
@@ -212,6 +229,26 @@ class JobSoFar:
         self.adapters = {(step, digest) for step, digest in self.adapters if step <= from_step}
         if self.published and self.published["step"] > from_step:
             self.published = None
+
+
+_FORMS: dict[str, dict[int, tuple[int, ...]]] = {
+    # A newer risk table says more, as newer records of the sets do: a job that waited for an upgrade has them.
+    "risk.table": {1: (1,), 2: (2, 3), 3: (2, 3), 4: (3,)},
+    "anchors": {2: (1, 2), 3: (2,), 4: (2,)},
+    "alignment": {2: (1, 2), 3: (2,), 4: (2,)},
+    "step": {1: (1,), 2: (2,), 3: (2,), 4: (2,)},
+}
+"""The versions of records that must be beside each version of job.created."""
+
+
+def _fitted_in(critic: Leaf | None) -> tuple[Fitted, ...]:
+    if critic is None:
+        return ()
+    if "fitted" in critic:
+        return tuple(Fitted(**each) for each in critic["fitted"])
+    if critic["low"] is None and critic["high"] is None:
+        return ()
+    return (Fitted(critic["id"], None, critic["low"], critic["high"], critic.get("threshold")),)
 
 
 class Parent(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.domain.safety_spec import DEFAULT_CATEGORY
 from app.models.base import DIGEST, ID, NAME, Base
 
 
@@ -26,13 +27,14 @@ class BaseModel(Base):
 
 
 class Critic(Base):
-    """A fitted activation critic."""
+    """A fitted activation critic: of one base model, for one harm category."""
 
     __tablename__ = "critics"
 
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     base_model: Mapped[str] = mapped_column(ForeignKey("base_models.name"), index=True)
     base_digest: Mapped[str] = mapped_column(DIGEST)
+    category: Mapped[str] = mapped_column(ID, server_default=DEFAULT_CATEGORY)
     digest: Mapped[str] = mapped_column(DIGEST)
     """SHA-256 over the canonical JSON of `files`."""
     files: Mapped[dict[str, Any]]

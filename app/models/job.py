@@ -24,6 +24,7 @@ class Job(Base):
     training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     critic_id: Mapped[str | None] = mapped_column(ForeignKey("critics.id"))
+    """The first fitted critic that it is measured with; `request` names them all."""
     suffix: Mapped[str | None] = mapped_column(NAME)
     seed: Mapped[int]
     job_metadata: Mapped[dict[str, Any] | None]

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.models.base import DIGEST, ID, NAME, Base
@@ -26,3 +26,5 @@ class Reply(Base):
     body_sha256: Mapped[str] = mapped_column(DIGEST)
     reply: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+    awaits_original_since_ms: Mapped[int | None] = mapped_column(BigInteger)
+    """When a retry got it whose original has not come yet, by the database's clock; null for every other reply."""

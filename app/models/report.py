@@ -45,3 +45,11 @@ class RiskRead(Base):
     use: Mapped[str] = mapped_column(String(16))
     """read, or exclude: rows were left out by their risk."""
     created_at: Mapped[datetime]
+
+
+def reading_of(args: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the critic that a report is measured with, by the arguments of its work; None where it is not measured."""
+    if "reading" in args or args["critic"] is None:
+        return args.get("reading")
+    # Asked for before an upgrade, when reports were measured with one fitted critic.
+    return {"type": "activation", "id": args["critic"]}

@@ -88,6 +88,19 @@ class TestCreateCritic:
         with read_only(operator.server.database) as session:
             assert session.get_one(Work, asked["id"]).args["pooling"] == 7
 
+    def test_it_is_of_a_harm_category(self, operator: Tenant) -> None:
+        assert ask(operator)["category"] == "harm"
+        asked = ask(operator, category="untruth")
+        assert asked["category"] == "untruth"
+        assert operator.get(f"/v1/critics/{asked['id']}") == asked
+        with read_only(operator.server.database) as session:
+            assert session.get_one(Work, asked["id"]).args["category"] == "untruth"
+
+    @pytest.mark.parametrize("category", ["", "Hate speech", "a" * 65, 7, ["bias"]], ids=str)
+    def test_category_is_a_short_word(self, operator: Tenant, category: Any) -> None:
+        body = {"file": "file-x", "model": MODEL, "category": category}
+        refused(operator.http.post("/v1/critics", json=body), 400, param="category")
+
     @pytest.mark.parametrize("pooling", [0, -1, "best", "7", 1.5, True, [1]])
     def test_pooling_is_the_mean_or_a_layer(self, operator: Tenant, pooling: Any) -> None:
         body = {"file": "file-x", "model": MODEL, "pooling": pooling}
@@ -139,8 +152,8 @@ class TestCreateCritic:
         def post(**fields: Any) -> Any:
             return operator.http.post("/v1/critics", json={"file": "file-x", "model": MODEL, **fields})
 
-        refused(post(), 400, param="file", code="file_not_found")
-        refused(post(file=upload(tenant)), 400, param="file", code="file_not_found")
+        refused(post(), 404, param="file", code="file_not_found")
+        refused(post(file=upload(tenant)), 404, param="file", code="file_not_found")
         refused(post(file=operator.upload()), 400, param="file")
         refused(post(file=upload(operator), model="other"), 400, param="model", code="model_not_found")
         refused(post(label=1), 400, param="label")

@@ -51,12 +51,16 @@ def install(database: Database, settings: Settings) -> None:
         base = get_base_model(session, NAME)
         missing = [kind for kind in SETS if base is None or get_newest_set(session, base, kind) is None]
         fit = base is None or _needs_critic(session, base)
-    if base is not None and not missing and not fit:
+        is_there = base is not None and Path(base.path).is_dir()
+    if is_there and not missing and not fit:
         return
     sets = {kind: store_rows(settings, kind, io.BytesIO(format_rows(SETS[kind]()))) for kind in missing}
     requests = store_requests(settings, critic_rows(SEED))
     with unit_of_work(database) as session:
-        base = get_base_model(session, NAME) or register_base_model(session, NAME, WEIGHTS)
+        base = get_base_model(session, NAME)
+        if base is None or not is_there:
+            # Again where a newer version was installed into another folder: the old one's weights went with it.
+            base = register_base_model(session, NAME, WEIGHTS)
         session.flush()
         for kind, rows in sets.items():
             add_missing_set(session, base, kind, rows)

@@ -49,8 +49,8 @@ class RowRisk(NamedTuple):
 
     row: int
     """Its index in the data file."""
-    log_odds: float | None
-    """Calibrated log-odds that it is harmful; None where the critic has none, failed, or there is no critic."""
+    log_odds: Mapping[str, float]
+    """By the digest of each fitted critic that read it: calibrated log-odds; empty where none did, or one failed."""
     s: float | None
     """In [0, 1]; 1 where the critic failed; None where there is no critic."""
     status: str
@@ -216,13 +216,13 @@ def live_targets(model: PeftModel, batch: Batch, *, label_log_p: bool) -> Refere
 def assess_row(critic: Critic | None, row: int, features: Features | None) -> RowRisk:
     """Return what `critic` makes of one row; a critic that fails makes it as risky as can be."""
     if critic is None:
-        return RowRisk(row, None, None, "unmeasured")
+        return RowRisk(row, {}, None, "unmeasured")
     try:
         found = critic.assess(row, features)
     except CRITIC_ERRORS:
-        return RowRisk(row, None, 1.0, "failed")
-    if not (math.isfinite(found.log_odds or 0.0) and 0.0 <= found.s <= 1.0):
-        return RowRisk(row, None, 1.0, "failed")
+        return RowRisk(row, {}, 1.0, "failed")
+    if not (all(map(math.isfinite, found.log_odds.values())) and 0.0 <= found.s <= 1.0):
+        return RowRisk(row, {}, 1.0, "failed")
     return RowRisk(row, *found)
 
 

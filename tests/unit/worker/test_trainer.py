@@ -7,9 +7,9 @@ import pytest
 
 from app.domain import ledger
 from app.domain.rubric import judge_digest
-from app.domain.safety_spec import AdaptiveKL, AnySafety, ConstantCritic, JudgeCritic
-from app.errors import JobFailure
-from app.models.base_model import BaseModel
+from app.domain.safety_spec import AdaptiveKL, AnySafety, ConstantCritic, JudgeCritic, NoPenalty
+from app.errors import CriticUnusable, JobFailure
+from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Job
 from app.models.safety_set import SafetySet
@@ -23,9 +23,12 @@ from worker.trainer import (
     describe_alignment,
     describe_anchors,
     load_job_critic,
+    name_log_odds,
+    risk_entries,
 )
-from worker.training.data import TokenizedRow
-from worker.training.reference import ReferenceCache
+from worker.training.data import TokenizedData, TokenizedRow
+from worker.training.reference import ReferenceCache, RowRisk
+from worker.training.run import Prepared
 from worker.training.step import RunData
 
 CONSTANT = ConstantCritic(s=0.25)
@@ -38,14 +41,13 @@ def load(
     make_tokenizer: MakeTokenizer,
     critic: Any,
     created: str | None,
-    critic_id: str | None = None,
 ) -> Any:
     """Load the critic of a job that was created with one of this digest, on a worker whose judge is `grader`."""
     safety: AnySafety = AdaptiveKL(critic=critic, threshold=0.5, anchors=None, monitor=None)
     assignment = Assignment(
-        job=Job(critic_id=critic_id),
+        job=Job(),
         base=BaseModel(digest="b" * 64),
-        critic=None,
+        fitted=(),
         anchors=None,
         alignment=None,
         training_file=File(),
@@ -81,9 +83,41 @@ def test_another_judge_than_the_one_that_was_promised_is_refused(
 def test_a_fitted_critic_that_is_gone_is_missed_where_it_would_only_fill_in(
     tmp_path: Path, make_spec: MakeSpec, make_tokenizer: MakeTokenizer
 ) -> None:
-    with pytest.raises(JobFailure, match="critic_1") as found:
-        load(tmp_path, make_spec, make_tokenizer, JUDGE, "0" * 64, critic_id="critic_1")
-    assert found.value.code == "critic_not_found"
+    with pytest.raises(CriticUnusable, match="critic_1"):
+        load(tmp_path, make_spec, make_tokenizer, JUDGE.model_copy(update={"fallback": "critic_1"}), "0" * 64)
+
+
+# --- what is recorded of the rows -------------------------------------------------------------------------
+
+
+def fitted(name: str, digest: str) -> Critic:
+    return Critic(id=name, digest=digest * 64, low=-1.0, high=1.0)
+
+
+def test_the_readings_of_a_row_are_recorded_in_the_order_of_the_critics(make_spec: MakeSpec) -> None:
+    critics = (fitted("critic_a", "a"), fitted("critic_b", "b"), fitted("critic_c", "c"))
+    assignment = Assignment(
+        job=Job(),
+        base=BaseModel(),
+        fitted=critics,
+        anchors=None,
+        alignment=None,
+        training_file=File(commitment_key=b"k"),
+        validation_file=None,
+        spec=make_spec(safety=NoPenalty()),
+        critic_sha256=None,
+        policy_sha256="p" * 64,
+    )
+    risks = (
+        RowRisk(0, {"c" * 64: 0.5, "a" * 64: -0.25}, 0.75, "fallback", ((None,),)),
+        RowRisk(1, {}, 1.0, "failed"),
+    )
+    rows = tokenized(0, 1)
+    data = TokenizedData(rows, (), ())
+    found = risk_entries(assignment, data, Prepared(RunData(rows, {}, ReferenceCache({})), risks, {}))
+    assert [entry.log_odds for entry in found] == [(-0.25, None, 0.5), (None, None, None)]
+    # And a resumed job reads them as they were.
+    assert [name_log_odds(assignment, entry) for entry in found] == [risk.log_odds for risk in risks]
 
 
 # --- what is recorded of the sets -------------------------------------------------------------------------

@@ -100,9 +100,8 @@ class ActivationCritic:
         if features is None:
             raise ValueError("an activation critic was given no states")
         log_odds = float(compute_log_odds(self.probes, features.score(self.directions)).max())
-        return Assessment(
-            log_odds, compute_s(log_odds, self.points.low, self.points.high, self.s_scale), "ok"
-        )
+        s = compute_s(log_odds, self.points.low, self.points.high, self.s_scale)
+        return Assessment({self.digest: log_odds}, s, "ok")
 
 
 def compute_log_odds(probes: Probes, scores: Scores) -> NDArray[np.float64]:

@@ -41,8 +41,8 @@ class CombinedCritic:
         s = combine_s(self.fields.model_dump(), [each.s for each in found])
         said = {each.status for each in found}
         status = next(status for status in BY_EVIDENCE if status in said)
-        # There is at most one activation critic and at most one judge in a job.
-        log_odds = next((each.log_odds for each in found if each.log_odds is not None), None)
+        log_odds = {digest: value for each in found for digest, value in each.log_odds.items()}
+        # There is at most one judge in a job.
         votes = next((each.votes for each in found if each.votes), ())
         return Assessment(log_odds, s, status, votes)
 

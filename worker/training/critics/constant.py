@@ -25,4 +25,4 @@ class ConstantCritic:
 
     def assess(self, row: int, features: Features | None) -> Assessment:
         """Return `s` whatever the row."""
-        return Assessment(None, self.s, "constant")
+        return Assessment({}, self.s, "constant")

@@ -56,7 +56,7 @@ class JudgeCritic:
     fields: JudgeFields
     judge: Judge
     fallback: Critic | None
-    """The activation critic of the base model, where it has one."""
+    """The activation critic that fills in, where there is one."""
 
     @property
     def needs_features(self) -> bool:
@@ -124,7 +124,7 @@ class GradedRows:
         votes = self.votes[row]
         s, enough = compute_judged_s(votes)
         if enough:
-            return Assessment(None, s, "judged", votes)
+            return Assessment({}, s, "judged", votes)
         if self.fallback is None:
             raise JudgeFailed(f"row {row} has no verdict, and no other critic can fill in")
         found = self.fallback.assess(row, features)

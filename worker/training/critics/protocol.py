@@ -1,5 +1,6 @@
 """What every critic is to the reference pass."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, Protocol
 
 from worker.training.critics.features import Features
@@ -12,13 +13,13 @@ Status = Literal["ok", "constant", "judged", "fallback"]
 class Assessment(NamedTuple):
     """What a critic says of one row, with what a record needs to repeat it."""
 
-    log_odds: float | None
-    """Calibrated log-odds that the row is harmful, the highest of its turns, where an activation critic read it:
-    itself, as a part of a combination, or filling in for a judge."""
+    log_odds: Mapping[str, float]
+    """By the digest of each fitted critic that read the row, itself, as a part of a combination or filling in for a
+    judge: its calibrated log-odds of what it was fitted to find, the highest of the row's turns."""
     s: float
     """The risk that steers, in [0, 1]."""
     status: Status
-    """judged: by votes. fallback: votes were missing and the activation critic filled in."""
+    """judged: by votes. fallback: votes were missing and an activation critic filled in."""
     votes: Votes = ()
     """Empty without a judge."""
 

@@ -1,6 +1,6 @@
 """The kinds of critic. A new one is a file and a line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from worker.training.critics.protocol import Critic
 class Setting(NamedTuple):
     """What a critic is loaded with, besides its configuration."""
 
-    folder: Path | None
-    """Of the fitted critic, where the job has one."""
+    folders: Mapping[str | None, Path]
+    """Of each fitted critic, by the id that the configuration has for it."""
     base_digest: str
     template_digest: str
     s_scale: SScale
@@ -31,7 +31,7 @@ Loader = Callable[[Any, Setting], Critic]
 def load_critic(
     config: safety_spec.Critic,
     *,
-    folder: Path | None,
+    folders: Mapping[str | None, Path],
     base_digest: str,
     template_digest: str,
     s_scale: SScale = "points",
@@ -39,11 +39,11 @@ def load_critic(
 ) -> Critic:
     """Return the critic that a job's `safety.critic` asks for. A judge in it must read the rows first (`read_texts`).
 
-    `folder` holds the fitted critic: the one asked for, or what fills in for a judge. Raises CriticUnusable where it
-    is missing, damaged, or was fitted for another base model or chat template, and where a judge is asked for and
-    there is none.
+    `folders` has the fitted critics, those asked for and what fills in for a judge, by their ids; that of a critic
+    without an id is under None. Raises CriticUnusable where one is missing, damaged, or was fitted for another base
+    model or chat template, and where a judge is asked for and there is none.
     """
-    return _load(config, Setting(folder, base_digest, template_digest, s_scale, judge))
+    return _load(config, Setting(folders, base_digest, template_digest, s_scale, judge))
 
 
 def _load(config: safety_spec.Critic, setting: Setting) -> Critic:
@@ -51,10 +51,15 @@ def _load(config: safety_spec.Critic, setting: Setting) -> Critic:
 
 
 def _load_activation(config: safety_spec.ActivationCritic, setting: Setting) -> Critic:
-    if setting.folder is None:
-        raise CriticUnusable("no activation critic is fitted for this base model; fit one first")
+    return _load_fitted(config.id, setting)
+
+
+def _load_fitted(critic_id: str | None, setting: Setting) -> Critic:
+    if critic_id not in setting.folders:
+        what = f"activation critic {critic_id}" if critic_id else "activation critic"
+        raise CriticUnusable(f"no {what} is fitted for this base model; fit one first")
     return load_activation(
-        setting.folder,
+        setting.folders[critic_id],
         base_digest=setting.base_digest,
         template_digest=setting.template_digest,
         s_scale=setting.s_scale,
@@ -70,7 +75,8 @@ def _load_judge(config: safety_spec.JudgeCritic, setting: Setting) -> Critic:
         raise CriticUnusable(
             "a judge is asked for, and none was given", code="judge_not_configured", param="safety.critic"
         )
-    fallback = _load_activation(safety_spec.ActivationCritic(), setting) if setting.folder else None
+    has_fallback = config.fallback is not None or None in setting.folders
+    fallback = _load_fitted(config.fallback, setting) if has_fallback else None
     return JudgeCritic(config, setting.judge, fallback)
 
 

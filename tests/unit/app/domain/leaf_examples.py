@@ -69,6 +69,12 @@ RISK_TABLE: dict[str, Any] = {
     "high": None,
     "counts": {"ok": 0, "failed": 0, "constant": 0, "unmeasured": 2},
 }
+ANCHORS: dict[str, Any] = {
+    "id": "set_1",
+    "sha256": "9" * 64,
+    "trained": [{"row": 0, "commitment": "a" * 64}, {"row": 1, "commitment": "b" * 64}],
+    "monitored": [{"row": 7, "commitment": "c" * 64}],
+}
 STEP_2 = {**STEP.to_dict(), **DIGESTS}
 BODIES: dict[str, dict[str, Any]] = {
     "job.created/1": CREATED,
@@ -85,6 +91,20 @@ BODIES: dict[str, dict[str, Any]] = {
         "alignment": None,
         "parent": {"job": "ftjob-7", "step": 12, "adapter_sha256": "7" * 64},
     },
+    "job.created/4": CREATED
+    | {
+        "critic": {
+            "id": "combined",
+            "sha256": "c" * 64,
+            "fitted": [
+                {"id": "critic-1", "sha256": "a" * 64, "low": -2.5, "high": 3.0, "threshold": 0.5},
+                {"id": "critic-2", "sha256": "b" * 64, "low": -1.5, "high": 2.0, "threshold": None},
+            ],
+        },
+        "anchors": None,
+        "alignment": None,
+        "parent": None,
+    },
     "job.start/1": ATTEMPT,
     "job.resume/1": ATTEMPT | {"from_step": 3, "checkpoint_sha256": "3" * 64},
     "risk.table/1": RISK_TABLE,
@@ -93,14 +113,20 @@ BODIES: dict[str, dict[str, Any]] = {
         "counts": RISK_TABLE["counts"] | {"judged": 0, "fallback": 0},
         "treatments": {"own": 2, "replay": 0, "drop": 0},
     },
-    "anchors/1": {
-        "id": "set_1",
-        "sha256": "9" * 64,
-        "rows": 8,
-        "trained": [{"row": 0, "commitment": "a" * 64}, {"row": 1, "commitment": "b" * 64}],
-        "monitored": [{"row": 7, "commitment": "c" * 64}],
+    "risk.table/3": {name: value for name, value in RISK_TABLE.items() if name not in ("low", "high")}
+    | {
+        "critic_sha256": "c" * 64,
+        "fitted": [
+            {"sha256": "a" * 64, "low": -2.5, "high": 3.0},
+            {"sha256": "b" * 64, "low": -1.5, "high": 2.0},
+        ],
+        "counts": RISK_TABLE["counts"] | {"judged": 0, "fallback": 0},
+        "treatments": {"own": 2, "replay": 0, "drop": 0},
     },
-    "alignment/1": {"id": "set_2", "sha256": "9" * 64, "rows": 200, "dropped": [7]},
+    "anchors/1": ANCHORS,
+    "anchors/2": ANCHORS | {"rows": 8},
+    "alignment/1": {"id": "set_2", "sha256": "9" * 64, "rows": 200},
+    "alignment/2": {"id": "set_2", "sha256": "9" * 64, "rows": 200, "dropped": [7]},
     "step/1": {name: value for name, value in STEP_2.items() if name not in NEW_IN_STEP_2},
     "step/2": STEP_2,
     "monitor/1": {"step": 20, "kl": 0.25, "floor": 0.0, "anchor_factor": 2.0},

@@ -140,12 +140,7 @@ def make_table(
                 risk_table.measured_row(row, commitment, log_odds, low=critic["low"], high=critic["high"])
             )
     points = critic or {"sha256": None, "low": None, "high": None}
-    entries = [
-        canonical_bytes(
-            {name: getattr(row, name) for name in ("row", "commitment", "log_odds", "s", "status")}
-        )
-        for row in rows
-    ]
+    entries = [canonical_bytes(first_version(row)) for row in rows]
     statuses = [row.status for row in rows]
     return entries, {
         "rows": len(rows),
@@ -156,6 +151,12 @@ def make_table(
         "high": points["high"],
         "counts": {name: statuses.count(name) for name in ("ok", "failed", "constant", "unmeasured")},
     }
+
+
+def first_version(row: risk_table.RiskRow) -> dict[str, Any]:
+    """Return an entry as tables of version 1 have it: with the one reading that there could be."""
+    fields = {name: getattr(row, name) for name in ("row", "commitment", "s", "status")}
+    return fields | {"log_odds": row.log_odds[0] if row.log_odds else None}
 
 
 def make_step(

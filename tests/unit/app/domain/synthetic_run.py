@@ -1,10 +1,12 @@
-"""A job made up in the newest version of every record: replay, filter, anchors, monitor, alignment, batch scope.
+"""A job made up in the newest version of every record: replay, filter, anchors, monitor, alignment, several critics.
 
 What `synthetic_job` is to bundles from long ago. Steps 3 and 4 are lost in a crash, with a measurement of the monitor
 that the second attempt does not repeat, so that a verifier which forgets to forget is found out.
 """
 
 import copy
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,17 +14,21 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from app.domain import ledger, risk_table
+from app.domain.canonical import canonical_bytes, parse_canonical
 from app.domain.control_law import (
     MonitorState,
     compute_anchor_weight,
     compute_monitor_state,
     compute_row_betas,
+    compute_s,
     compute_treatment,
+    fitted_ids,
     measure_row,
     raise_s,
     summarise_step,
 )
 from app.domain.learning_rate import lr_multiplier
+from app.domain.merkle import leaf_hash, root
 from app.domain.safety_spec import Safety
 from app.domain.step_plan import Layout, anchor_places, plan_step, total_steps
 from tests.unit.app.domain.synthetic_job import (
@@ -34,10 +40,13 @@ from tests.unit.app.domain.synthetic_job import (
 )
 
 LOG_ODDS = {0: -3.0, 1: 4.0, 2: 0.5, 3: None, 5: 1.0, 6: -0.25, 7: 2.5}
-"""By row; row 4 was dropped for its length, and the critic failed on row 3."""
-THRESHOLD = 0.75
-"""In log-odds."""
-FITTED = {"id": "critic-1", "sha256": "c" * 64, "low": -2.5, "high": 3.25, "threshold": THRESHOLD}
+"""By row, of the first critic; row 4 was dropped for its length, and the critic failed on row 3."""
+READ = {"critic-1": LOG_ODDS, "critic-2": {0: 9.5, 1: -4.0, 2: 0.25, 3: 0.75, 5: 1.5, 6: -0.5, 7: 3.0}}
+"""By critic and row: the second finds row 0 risky and row 1 harmless, as the first one does not."""
+FITTED: dict[str, dict[str, Any]] = {
+    "critic-1": {"id": "critic-1", "sha256": "e" * 64, "low": -2.5, "high": 3.25, "threshold": 0.75},
+    "critic-2": {"id": "critic-2", "sha256": "f" * 64, "low": -1.0, "high": 3.0, "threshold": 1.25},
+}
 VOTES: dict[int, tuple[tuple[int | None, ...], ...]] = {
     0: ((1, 1, 2),),
     1: ((4,), (5, None, 5)),
@@ -75,8 +84,9 @@ MONITOR = {"every": 2, "limit": 0.1}
 
 
 def wire(method: str, **fields: Any) -> dict[str, Any]:
-    """Return the stored form of a safety object, its critic and sets pinned."""
+    """Return the stored form of a safety object, its critics and sets pinned."""
     safety = TypeAdapter(Safety).validate_python({"method": method, **fields}).model_dump()
+    safety["critic"] = pin(safety["critic"] or {"type": "activation", "id": None})
     for name, pinned in (("anchors", ANCHORS), ("monitor", ANCHORS)):
         if safety[name]:
             safety[name]["id"] = pinned["id"]
@@ -85,8 +95,21 @@ def wire(method: str, **fields: Any) -> dict[str, Any]:
     return safety
 
 
-def make_run(method: str = "adaptive_kl", *, skipped: Sequence[int] = (), **fields: Any) -> SyntheticJob:
-    """Make a whole job of 2 data epochs under a safety object of these fields, `threshold` left to the critic."""
+def pin(critic: dict[str, Any]) -> dict[str, Any]:
+    """Return a critic with the first fitted one wherever none is named."""
+    if critic["type"] == "combined":
+        return critic | {"critics": list(map(pin, critic["critics"]))}
+    name = {"activation": "id", "judge": "fallback"}.get(critic["type"])
+    return critic | {name: critic[name] or "critic-1"} if name else critic
+
+
+def make_run(
+    method: str = "adaptive_kl", *, skipped: Sequence[int] = (), version: int = 4, **fields: Any
+) -> SyntheticJob:
+    """Make a whole job of 2 data epochs under a safety object of these fields, `threshold` left to the critic.
+
+    `version` is that of job.created; with 2 and 3 the risk table has version 2, and one fitted critic at most.
+    """
     if method in ("adaptive_kl", "filter"):
         fields = {"monitor": MONITOR, **fields}
     asked = wire(method, **FIELDS.get(method, {}) | fields)
@@ -113,21 +136,28 @@ def make_run(method: str = "adaptive_kl", *, skipped: Sequence[int] = (), **fiel
         "validation_sha256": None,
         "base_model": "miniature-1",
         "base_model_sha256": "a" * 64,
-        "critic": FITTED,
+        "critic": {
+            "id": safety["critic"]["type"],
+            "sha256": "c" * 64,
+            "fitted": [FITTED[str(each)] for each in fitted_ids(safety["critic"])],
+        },
         "anchors": ANCHORS if has_anchors else None,
         "alignment": ALIGNMENT if "alignment_file" in safety else None,
         "policy_sha256": POLICY,
         "actor": "key-77",
+        "parent": None,
     }
     records = [
-        Record("job.created", created, 0, 0, version=2),
+        Record("job.created", created, 0, 0, version=4),
         Record("job.start", start, 1, 1),
-        Record("risk.table", table_body, 1, 1, version=2),
+        Record("risk.table", table_body, 1, 1, version=3),
     ]
     if has_anchors:
-        records.append(Record("anchors", make_anchors(safety), 1, 1))
+        records.append(Record("anchors", make_anchors(safety), 1, 1, version=2))
     if "alignment_file" in safety:
-        records.append(Record("alignment", ALIGNMENT | {"rows": ALIGNMENT_ROWS, "dropped": [TOO_LONG]}, 1, 1))
+        records.append(
+            Record("alignment", ALIGNMENT | {"rows": ALIGNMENT_ROWS, "dropped": [TOO_LONG]}, 1, 1, version=2)
+        )
     files = {"adapter.safetensors": "b" * 64}
     checkpoint = {"step": 2, "kind": "interval", "sha256": ledger.digest_of(files), "files": files}
     records += trainer.run(1, 2, drift=BEYOND, owner=(1, 1))
@@ -147,42 +177,92 @@ def make_run(method: str = "adaptive_kl", *, skipped: Sequence[int] = (), **fiel
     tokens = sum(10 + step for step in range(1, n_steps + 1) if step not in skipped)
     end = {"state": "succeeded", "error": None, "steps": n_steps, "trained_tokens": tokens}
     records += [Record("adapter.published", published, 2, 3), Record("job.end", end, 2, 3)]
-    return SyntheticJob(copy.deepcopy(records), table)
+    job = SyntheticJob(copy.deepcopy(records), table)
+    return job if version == 4 else to_older(job, version)
+
+
+def to_older(job: SyntheticJob, version: int) -> SyntheticJob:
+    """Return a job with one fitted critic in the form that records had before there could be several."""
+    created, table = (job.records[job.find(kind)] for kind in ("job.created", "risk.table"))
+    created.version, table.version = version, 2
+    if version == 2:
+        del created.body["parent"]
+    (fitted,) = created.body["critic"].pop("fitted")
+    created.body["critic"] |= {name: fitted[name] for name in ("low", "high", "threshold")}
+    del table.body["fitted"]
+    table.body |= {name: fitted[name] for name in ("low", "high")}
+    entries = [parse_canonical(entry) for entry in job.table or ()]
+    job.table = [canonical_bytes(entry | {"log_odds": entry["log_odds"][0]}) for entry in entries]
+    table.body["root"] = root(map(leaf_hash, job.table)).hex()
+    return job
+
+
+def to_first_sets(job: SyntheticJob) -> SyntheticJob:
+    """Return a job of version 2 with its sets in the form that they had at first."""
+    for record in job.records:
+        if record.kind in ("anchors", "alignment"):
+            record.version = 1
+            record.body.pop("rows" if record.kind == "anchors" else "dropped")
+    return job
 
 
 def resolve_threshold(safety: dict[str, Any]) -> dict[str, Any]:
     """Return `safety` with the critic's threshold, by hand."""
     if safety.get("threshold") != "auto":
         return safety
-    if safety["critic"]["type"] in ("judge", "combined"):
-        return safety | {"threshold": 0.5}
-    low, high = FITTED["low"], FITTED["high"]
-    assert isinstance(low, float)
-    assert isinstance(high, float)
-    return safety | {"threshold": (THRESHOLD - low) / (high - low)}
+    own = {
+        name: (each["threshold"] - each["low"]) / (each["high"] - each["low"])
+        for name, each in FITTED.items()
+    }
+
+    def threshold(critic: dict[str, Any]) -> float:
+        if critic["type"] == "combined":
+            parts = [threshold(part) for part in critic["critics"]]
+            if critic["rule"] == "max":
+                return min(parts)
+            return math.fsum(map(operator.mul, critic["weights"], parts))
+        return own[critic["id"]] if critic["type"] == "activation" else 0.5
+
+    return safety | {"threshold": threshold(safety["critic"])}
 
 
 def make_table(safety: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
     rows = []
-    for row, log_odds in LOG_ODDS.items():
+    critic = safety["critic"]
+    fitted = [FITTED[str(each)] for each in fitted_ids(critic)]
+    for row in LOG_ODDS:
         commitment = risk_table.row_commitment(b"key", [row, 1, 2], [0, 1, 1])
-        measured = risk_table.measured_row(row, commitment, log_odds, low=-2.5, high=3.25)
-        if safety["critic"] and safety["critic"]["type"] in ("judge", "combined"):
-            measured = judged_row(safety["critic"], measured)
+        measured = measure(row, commitment, critic, fitted)
         treatment = compute_treatment(safety, measured.s)
         replay = risk_table.row_commitment(b"key", [row, 9], [0, 1]) if treatment == "replay" else None
         rows.append(replace(measured, treatment=treatment, replay=replay))
-    return risk_table.build_risk_table(rows, dropped=1, critic_sha256="c" * 64, low=-2.5, high=3.25)
+    points = [risk_table.FittedPoints(each["sha256"], each["low"], each["high"]) for each in fitted]
+    return risk_table.build_risk_table(rows, dropped=1, critic_sha256="c" * 64, fitted=points)
 
 
-def judged_row(critic: dict[str, Any], read: risk_table.RiskRow) -> risk_table.RiskRow:
-    """Return a row as a judge, alone or combined with the activation critic, has measured it."""
-    if read.status == "failed":
-        return read
-    votes = VOTES[read.row]
-    status, s = measure_row(critic, read.s, votes)
-    is_asked = status == "fallback" or critic["type"] == "combined"
-    return replace(read, log_odds=read.log_odds if is_asked else None, s=s, status=status, votes=votes)
+def measure(
+    row: int, commitment: str, critic: dict[str, Any], fitted: Sequence[dict[str, Any]]
+) -> risk_table.RiskRow:
+    """Return a row as a critic has measured it; where one part failed, all have."""
+    log_odds = [READ[each["id"]][row] for each in fitted]
+    if None in log_odds:
+        return risk_table.RiskRow(row, commitment, (None,) * len(fitted), 1.0, "failed")
+    votes = VOTES[row] if has_judge(critic) else ()
+    status, s = measure_row(critic, {each["id"]: s_of(row, each) for each in fitted}, votes)
+    if status == "judged" and critic["type"] == "judge":
+        # Alone, a judge that was heard leaves nothing to fill in.
+        log_odds = [None] * len(fitted)
+    return risk_table.RiskRow(row, commitment, tuple(log_odds), s, status, votes=votes)
+
+
+def s_of(row: int, fitted: dict[str, Any]) -> float:
+    log_odds = READ[fitted["id"]][row]
+    assert log_odds is not None
+    return compute_s(log_odds, fitted["low"], fitted["high"])
+
+
+def has_judge(critic: dict[str, Any]) -> bool:
+    return "judge" in (critic["type"], *(part["type"] for part in critic.get("critics", ())))
 
 
 def is_live(critic: dict[str, Any] | None) -> bool:
@@ -192,15 +272,14 @@ def is_live(critic: dict[str, Any] | None) -> bool:
 
 def live_score(row: int, critic: dict[str, Any], *, asked_at: int) -> dict[str, Any]:
     """Return what a live judge has said of a row, as the record has it."""
-    log_odds = LOG_ODDS[row]
     votes = LIVE_VOTES[row]
     status, s = "failed", 1.0
     if row != 3:
-        read = None
+        read = {}
         # Alone, the judge was heard on the other rows before training, so that the activation critic was not asked.
-        if log_odds is not None and (row in (5, 6, 7) or critic["type"] == "combined"):
-            read = risk_table.measured_row(row, "", log_odds, low=-2.5, high=3.25).s
-        status, s = measure_row({"type": "judge"}, read, votes)
+        if row in (5, 6, 7) or critic["type"] == "combined":
+            read = {"critic-1": s_of(row, FITTED["critic-1"])}
+        status, s = measure_row({"type": "judge", "fallback": "critic-1"}, read, votes)
     return {
         "row": row,
         "s": s,

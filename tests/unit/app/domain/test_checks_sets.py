@@ -11,7 +11,7 @@ from app.domain.control_law import compute_row_betas, summarise_step
 from app.domain.merkle import leaf_hash, root
 from app.domain.report import CHECKS
 from tests.unit.app.domain.synthetic_job import Record, SyntheticJob, assert_fails, outcomes, run
-from tests.unit.app.domain.synthetic_run import BEYOND, FITTED, MONITOR, WITHIN, make_run
+from tests.unit.app.domain.synthetic_run import BEYOND, MONITOR, WITHIN, make_run, to_first_sets, to_older
 
 BATCH_SCOPE: dict[str, Any] = {"scope": "batch", "replay": False, "ema_decay": 0.75}
 FLOOR = {"monitor": MONITOR | {"action": "floor", "floor": 0.3}}
@@ -26,6 +26,13 @@ MORE_ANCHORS = {"monitor": MONITOR | {"action": "anchors"}}
     ("method", "fields"),
     [
         ("adaptive_kl", {}),
+        ("adaptive_kl", {"version": 3}),
+        ("adaptive_kl", {"version": 2}),
+        ("filter", {"version": 3}),
+        ("none", {"anchors": {}, "version": 3}),
+        ("adaptive_kl", {"critic": {"type": "judge", "votes": 3}, "version": 3}),
+        ("adaptive_kl", {"critic": COMBINED, "version": 2}),
+        ("adaptive_kl", {"critic": COMBINED | {"rule": "weighted", "weights": [0.25, 0.75]}, "version": 3}),
         ("adaptive_kl", FLOOR),
         ("adaptive_kl", MORE_ANCHORS),
         ("adaptive_kl", {"s_scale": "points", "schedule": "threshold", "anchors": None}),
@@ -53,6 +60,44 @@ def test_jobs_of_every_method_verify(method: str, fields: dict[str, Any]) -> Non
     not_given = dict.fromkeys(("signature", "adapter", "training file"), "not checked")
     assert outcomes(report) == dict.fromkeys(CHECKS, "ok") | not_given
     assert report.protection.startswith(method)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "plan"),
+    [
+        ("adaptive_kl", {}, "ok"),
+        ("adaptive_kl", {"monitor": None}, "ok"),
+        ("lisa", {"critic": {"type": "activation"}}, "not checked"),
+    ],
+    ids=["anchors", "no monitor", "alignment"],
+)
+def test_sets_as_they_were_first_recorded_verify(method: str, fields: dict[str, Any], plan: str) -> None:
+    report = run(to_first_sets(make_run(method, version=2, **fields)))
+    assert report.ok, report.lines()
+    assert outcomes(report)["plan"] == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda body: body["trained"].reverse(), "trained has rows out of order"),
+        (lambda body: body.update(monitored=[]), "monitored has 0 rows, but safety.monitor is given"),
+        (lambda body: body.update(monitored=body["trained"][:1]), "trained on and watched"),
+    ],
+    ids=["order", "monitor", "both"],
+)
+def test_anchors_as_they_were_first_recorded_are_held_to_what_they_say(
+    change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    job = to_first_sets(make_run(version=2))
+    seq = job.find("anchors")
+    change(job.records[seq].body)
+    assert_fails(run(job), "sets", seq, words)
+
+
+def test_a_newer_job_does_not_fall_back_to_the_first_form_of_the_sets() -> None:
+    job = to_first_sets(make_run(version=3))
+    assert_fails(run(job), "grammar", job.find("anchors"), "job.created has version 3")
 
 
 def test_every_beginning_of_a_run_verifies() -> None:
@@ -134,8 +179,8 @@ def test_a_treatment_that_the_control_law_does_not_give_is_named(
         (2, {"votes": [[5]]}),
         (1, {"votes": [[None]]}),
         (0, {"s": 0.125}),
-        (4, {"log_odds": -9.0}),
-        (2, {"status": "fallback", "log_odds": 0.5}),
+        (4, {"log_odds": [-9.0]}),
+        (2, {"status": "fallback", "log_odds": [0.5]}),
     ],
 )
 def test_a_judges_s_is_re_derived_from_its_votes(
@@ -242,7 +287,7 @@ def test_a_threshold_that_was_not_asked_for_is_the_critics_own(method: str, aske
 
 def test_an_automatic_threshold_needs_a_critic_that_has_one() -> None:
     job = make_run()
-    job.records[0].body["critic"] = FITTED | {"threshold": None}
+    job.records[0].body["critic"]["fitted"][0]["threshold"] = None
     assert_fails(run(job), "risk table", job.find("risk.table"), "has no threshold of its own")
 
 
@@ -475,16 +520,19 @@ def test_versions_neither_fall_nor_begin_low() -> None:
     record = job.records[seq]
     record.version = 1
     record.body = {name: value for name, value in record.body.items() if name not in new} | {"kl": 0.0}
-    assert_fails(run(job), "grammar", seq, "tether.step/1 in a job whose job.created has version 2")
-    job = make_run("none")
+    assert_fails(run(job), "grammar", seq, "tether.step/1 in a job whose job.created has version 4")
+    job = make_run("none", version=2)
     created = job.records[0]
     created.version = 1
     created.body = {
         name: value for name, value in created.body.items() if name not in ("anchors", "alignment")
     }
-    created.body["critic"] = {name: value for name, value in FITTED.items() if name != "threshold"}
+    del created.body["critic"]["threshold"]
     seq = job.find("risk.table")
     assert_fails(run(job), "grammar", seq, "tether.risk.table/2 in a job whose job.created has version 1")
+    job, older = make_run("none"), to_older(make_run("none"), 3)
+    job.records[seq], job.table = older.records[seq], older.table
+    assert_fails(run(job), "grammar", seq, "tether.risk.table/2 in a job whose job.created has version 4")
 
 
 def test_a_step_without_any_row_is_named() -> None:

@@ -16,6 +16,7 @@ from tests.unit.app.domain.synthetic_job import (
     SAFETY,
     SyntheticJob,
     assert_fails,
+    first_version,
     make_job,
     make_step,
     outcomes,
@@ -107,8 +108,7 @@ def forge_row(job: SyntheticJob, number: int, change: dict[str, Any], *, commit:
 
 
 def vars_of(entry: bytes) -> dict[str, Any]:
-    row = risk_table.parse_risk_row(entry, 1)
-    return {name: getattr(row, name) for name in ("row", "commitment", "log_odds", "s", "status")}
+    return first_version(risk_table.parse_risk_row(entry, 1))
 
 
 @pytest.mark.parametrize("commit", [False, True])

@@ -24,6 +24,7 @@ from app.domain.control_law import (
     compute_s,
     compute_threshold,
     compute_treatment,
+    fitted_ids,
     is_protected,
     mean,
     measure_row,
@@ -213,15 +214,15 @@ ACTIVATION, JUDGE, CONSTANT = {"type": "activation"}, {"type": "judge"}, {"type"
 def test_the_automatic_threshold_is_the_critics(
     critic: dict[str, Any], activation: float | None, expected: float
 ) -> None:
-    assert compute_threshold(critic, activation) == expected
+    assert compute_threshold(critic, {None: activation} if activation is not None else {}) == expected
 
 
 def test_a_threshold_that_nobody_knows_is_refused() -> None:
     for critic in (ACTIVATION, {"type": "combined", "rule": "max", "critics": [JUDGE, ACTIVATION]}):
         with pytest.raises(ValueError, match="no threshold of its own"):
-            compute_threshold(critic, None)
+            compute_threshold(critic, {})
     with pytest.raises(ValueError, match="unknown critic 'oracle'"):
-        compute_threshold({"type": "oracle"}, 0.5)
+        compute_threshold({"type": "oracle"}, {})
 
 
 @settings(deadline=None)
@@ -304,7 +305,7 @@ def test_what_a_critic_makes_of_what_its_parts_read(
     votes: list[list[int | None]],
     expected: tuple[str, float],
 ) -> None:
-    assert measure_row(critic, activation, votes) == expected
+    assert measure_row(critic, {None: activation} if activation is not None else {}, votes) == expected
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,72 @@ def test_what_a_part_could_not_measure_nobody_has(
     critic: dict[str, Any], votes: list[list[int | None]]
 ) -> None:
     with pytest.raises(ValueError, match="has not measured this row"):
-        measure_row(critic, None, votes)
+        measure_row(critic, {}, votes)
+
+
+# --- several activation critics ---------------------------------------------------------------------------
+
+HARM, BIAS, UNTRUTH = ({"type": "activation", "id": name} for name in ("harm", "bias", "untruth"))
+ROWS_READ = [
+    {"harm": 0.9, "bias": 0.1, "untruth": 0.0},
+    {"harm": 0.05, "bias": 0.8, "untruth": 0.3},
+    {"harm": 0.0, "bias": 0.0, "untruth": 1.0},
+    {"harm": 1.0, "bias": 1.0, "untruth": 1.0},
+]
+WEIGHTS = [0.5, 0.3, 0.2]
+BY_MAX = {"type": "combined", "rule": "max", "critics": [HARM, BIAS, UNTRUTH]}
+BY_WEIGHT = BY_MAX | {"rule": "weighted", "weights": WEIGHTS}
+
+
+def test_each_part_counts_by_its_own_reading() -> None:
+    for readings in ROWS_READ:
+        # Computed anew, exactly: the highest of three numbers, and a sum of products of fractions.
+        highest = sorted(readings.values())[-1]
+        exact = sum(
+            Fraction(weight) * Fraction(readings[name])
+            for name, weight in zip(("harm", "bias", "untruth"), WEIGHTS, strict=True)
+        )
+        assert measure_row(BY_MAX, readings, []) == ("ok", highest)
+        status, s = measure_row(BY_WEIGHT, readings, [])
+        assert (status, s) == ("ok", pytest.approx(float(exact), abs=1e-15))
+    # A weight is of its own part, not of the part with the highest reading.
+    by_hand = [0.48, 0.325, 0.2, 1.0]
+    assert [measure_row(BY_WEIGHT, each, [])[1] for each in ROWS_READ] == pytest.approx(by_hand, abs=1e-15)
+
+
+@pytest.mark.parametrize("critic", [BY_MAX, BY_WEIGHT], ids=["max", "weighted"])
+@pytest.mark.parametrize("missing", ["harm", "bias", "untruth"])
+def test_a_part_that_did_not_read_is_never_a_zero(critic: dict[str, Any], missing: str) -> None:
+    readings = {name: s for name, s in ROWS_READ[0].items() if name != missing}
+    with pytest.raises(ValueError, match="has not measured this row"):
+        measure_row(critic, readings, [])
+
+
+def test_the_threshold_of_several_follows_the_rule() -> None:
+    thresholds = {"harm": 0.7, "bias": 0.4, "untruth": 0.6}
+    assert compute_threshold(BY_MAX, thresholds) == 0.4
+    assert compute_threshold(BY_WEIGHT, thresholds) == pytest.approx(0.35 + 0.12 + 0.12, abs=1e-15)
+    with pytest.raises(ValueError, match="no threshold of its own"):
+        compute_threshold(BY_MAX, {"harm": 0.7, "bias": 0.4})
+
+
+def test_a_judge_falls_back_on_the_critic_that_it_names() -> None:
+    judge = {"type": "judge", "fallback": "bias"}
+    assert measure_row(judge, {"harm": 0.9, "bias": 0.25}, [[None]]) == ("fallback", 0.25)
+    beside = {"type": "combined", "rule": "max", "critics": [HARM, judge]}
+    assert measure_row(beside, {"harm": 0.5, "bias": 0.75}, [[None]]) == ("fallback", 0.75)
+    assert measure_row(beside, {"harm": 0.5}, [[2]]) == ("judged", 0.5)
+    with pytest.raises(ValueError, match="nothing fills in"):
+        measure_row(beside, {"harm": 0.5}, [[None]])
+
+
+def test_the_fitted_critics_that_a_critic_names() -> None:
+    judge = {"type": "judge", "fallback": "bias"}
+    assert fitted_ids(None) == fitted_ids(CONSTANT) == ()
+    assert fitted_ids(HARM) == ("harm",)
+    assert (fitted_ids(judge), fitted_ids(judge | {"fallback": None})) == (("bias",), ())
+    parts = [judge, CONSTANT, HARM, BIAS, UNTRUTH]
+    assert fitted_ids(BY_MAX | {"critics": parts}) == ("bias", "harm", "untruth")
 
 
 # --- treatments -------------------------------------------------------------------------------------------

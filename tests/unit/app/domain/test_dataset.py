@@ -3,12 +3,14 @@
 import io
 import json
 import re
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from app.domain import dataset
 from app.domain.conversion import FORMATS, conversation_of, find_format, to_chat
 from app.domain.dataset import (
     MAX_ANCHORS,
@@ -39,6 +41,8 @@ def line(*messages: Any, **more: Any) -> bytes:
 
 
 GOOD = line(USER, ASSISTANT)
+KEYS = b",".join(b'"%x":0' % number for number in range(110_000))
+ZEROS = b",".join([b"0"] * 110_000)
 
 
 def of(found: Findings) -> tuple[int, list[Problem]]:
@@ -315,6 +319,37 @@ class TestCheckTrainingLines:
         found = check_training_lines(endless())
         assert (found.n_problems, found.complete, len(found.problems)) == (MAX_COUNTED, False, MAX_PROBLEMS)
         assert "100000 or more problems" in found.describe("training file")[0]
+
+    @pytest.mark.parametrize(
+        ("line", "check"),
+        [
+            (b'{"messages":[' + ZEROS + b"]}", check_training_lines),
+            (b'{"messages":[' + ZEROS + b"]}", check_anchor_lines),
+            (b'{"conversations":[' + ZEROS + b"]}", check_training_lines),
+            (b'{"conversations":[{' + KEYS + b"}]}", check_training_lines),
+            (b'{"messages":[{"role":"assistant","tool_calls":[' + ZEROS + b"]}]}", check_training_lines),
+        ],
+        ids=["messages", "anchors", "turns", "keys_of_a_turn", "calls"],
+    )
+    def test_one_line_that_is_wrong_all_over_costs_no_more_than_to_read_it(
+        self, line: bytes, check: Callable[[Iterable[bytes]], Findings]
+    ) -> None:
+        assert len(line) <= MAX_LINE_BYTES
+
+        def peak(work: Callable[[], Any]) -> int:
+            tracemalloc.start()
+            try:
+                work()
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+        read = peak(lambda: dataset._parse(1, line))
+        found: list[Findings] = []
+        checked = peak(lambda: found.append(check([line])))
+        assert checked < read + 1024 * 1024
+        assert (found[0].n_problems, found[0].complete) == (MAX_COUNTED, False)
+        assert len(found[0].problems) == MAX_PROBLEMS
 
     def test_line_that_never_ends_is_cut(self) -> None:
         found = check_training_lines(read_lines(io.BytesIO(GOOD + b"\n" + b"x" * (5 * MAX_LINE_BYTES))))

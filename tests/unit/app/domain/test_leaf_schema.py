@@ -27,15 +27,17 @@ FIRST = (
     "job.end/1",
 )
 SECOND = ("job.created/2", "risk.table/2", "anchors/1", "alignment/1", "step/2", "monitor/1", "live/1")
-THIRD = ("job.created/3", "ckpt/2")
+THIRD = ("job.created/3", "anchors/2", "alignment/2", "ckpt/2")
+FOURTH = ("job.created/4", "risk.table/3")
 
 
 @pytest.mark.parametrize(
     ("kinds", "expected"),
     [
         (FIRST, "12a3c5f45417a30ee528cc6cb363b7f70b117e0ffc9ba81188ed9cbb80e26f9e"),
-        (SECOND, "aee67302020bce2d4682aaa908db2ed4a326aa2b1ed22bcbe89723959eca9b3a"),
-        (THIRD, "08c3f1928d344a5aedbcf8b9695f98a6fa5e48acd109bc8c112eb68625c30926"),
+        (SECOND, "4d0a8523a53563b980f4cb43d7de6d508e3503580721f92ed76f392db2ac1f1c"),
+        (THIRD, "3f4af354566ca9a6e9ac4ffa34690c1695511ce12d09e8c8a8fe9fef01fb7519"),
+        (FOURTH, "026614959ad1c5058605dd23737b7217658ef8fd91d2ab01e6fe06cf07ef1dba"),
     ],
 )
 def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], expected: str) -> None:
@@ -45,7 +47,7 @@ def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], exp
 
 
 def test_every_type_has_its_fields_pinned() -> None:
-    assert {f"tether.{kind}" for kind in FIRST + SECOND + THIRD} == set(leaf_schema.BODIES)
+    assert {f"tether.{kind}" for kind in FIRST + SECOND + THIRD + FOURTH} == set(leaf_schema.BODIES)
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -123,7 +125,10 @@ def test_a_wrong_header_is_refused_by_name(name: str, value: object) -> None:
         ("job.created", "critic", {"id": "x"}),
         ("job.created", "anchors", {"id": "x"}),
         ("risk.table", "treatments", {"own": 1}),
-        ("risk.table", "low", math.nan),
+        ("risk.table/2", "low", math.nan),
+        ("risk.table", "fitted", None),
+        ("risk.table", "fitted", [{"sha256": "a" * 64, "low": None, "high": 1.0}]),
+        ("job.created", "critic", {"id": "critic-1", "sha256": "c" * 64, "fitted": [{"id": "critic-1"}]}),
         ("risk.table", "counts", {"ok": 1}),
         ("job.end", "state", "running"),
         ("ckpt", "files", {"a": "b"}),

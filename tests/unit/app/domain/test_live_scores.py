@@ -18,7 +18,10 @@ def make(**fields: Any) -> SyntheticJob:
     return make_run(**{"critic": LIVE, **fields})
 
 
-@pytest.mark.parametrize("fields", [{}, BATCH_SCOPE, {"schedule": "threshold"}, {"critic": COMBINED}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, BATCH_SCOPE, {"schedule": "threshold"}, {"critic": COMBINED}, {"critic": COMBINED, "version": 3}],
+)
 def test_a_run_with_a_live_judge_verifies(fields: dict[str, Any]) -> None:
     job = make(**fields)
     report = run(job)

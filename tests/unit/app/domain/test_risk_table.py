@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,8 @@ from app.domain import ledger, risk_table
 from app.domain.canonical import canonical_bytes, parse_canonical
 from app.domain.merkle import leaf_hash, root
 from tests.unit.app.domain.leaf_examples import build
+
+POINTS = risk_table.FittedPoints("e" * 64, -1.0, 1.0)
 
 
 def test_a_row_commitment_is_an_hmac_over_canonical_bytes() -> None:
@@ -29,7 +32,7 @@ def test_a_senseless_commitment_is_refused(key: bytes, ids: list[int], mask: lis
 @pytest.mark.parametrize("log_odds", [None, math.nan, math.inf, -math.inf])
 def test_a_critic_that_fails_makes_its_row_maximally_risky(log_odds: float | None) -> None:
     row = risk_table.measured_row(3, "a" * 64, log_odds, low=-1, high=1)
-    assert (row.status, row.s, row.log_odds) == ("failed", 1.0, None)
+    assert (row.status, row.s, row.log_odds) == ("failed", 1.0, (None,))
 
 
 def test_a_risk_table_commits_to_its_entries() -> None:
@@ -38,14 +41,13 @@ def test_a_risk_table_commits_to_its_entries() -> None:
         risk_table.measured_row(1, "a" * 64, -0.0, low=-1, high=1),
         risk_table.measured_row(4, "b" * 64, None, low=-1, high=1),
     ]
-    entries, body = risk_table.build_risk_table(rows, dropped=2, critic_sha256="c" * 64, low=-1.0, high=1.0)
+    entries, body = risk_table.build_risk_table(rows, dropped=2, critic_sha256="c" * 64, fitted=[POINTS])
     assert body == {
         "rows": 3,
         "dropped": 2,
         "root": root(map(leaf_hash, entries)).hex(),
         "critic_sha256": "c" * 64,
-        "low": -1.0,
-        "high": 1.0,
+        "fitted": [{"sha256": "e" * 64, "low": -1.0, "high": 1.0}],
         "counts": {
             "ok": 2,
             "failed": 1,
@@ -60,7 +62,7 @@ def test_a_risk_table_commits_to_its_entries() -> None:
     assert parse_canonical(entries[0]) == {
         "row": 0,
         "commitment": "a" * 64,
-        "log_odds": 0.5,
+        "log_odds": [0.5],
         "s": 0.75,
         "status": "ok",
         "treatment": "own",
@@ -76,53 +78,84 @@ def test_a_risk_table_commits_to_its_entries() -> None:
         [],
         [risk_table.unmeasured_row(1, "a" * 64), risk_table.unmeasured_row(1, "a" * 64)],
         [risk_table.unmeasured_row(1, "a" * 64), risk_table.unmeasured_row(0, "a" * 64)],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.0, "failed")],
-        [risk_table.RiskRow(0, "a" * 64, None, None, "failed")],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "ok")],
-        [risk_table.RiskRow(0, "a" * 64, 0.5, None, "ok")],
-        [risk_table.RiskRow(0, "a" * 64, 0.5, 0.5, "constant")],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.0, "unmeasured")],
-        [risk_table.RiskRow(0, "a" * 64, None, 1.5, "constant")],
-        [risk_table.RiskRow(0, "a" * 64, None, None, "skipped")],
-        [risk_table.RiskRow(0, "text", None, None, "unmeasured")],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "judged")],
-        [risk_table.RiskRow(0, "a" * 64, None, None, "judged", votes=((3,),))],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "judged", votes=((6,),))],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "judged", votes=((True,),))],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "fallback", votes=((None,),))],
-        [risk_table.RiskRow(0, "a" * 64, 0.5, 0.5, "ok", votes=((3,),))],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "constant", "replay")],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "constant", "own", "b" * 64)],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "constant", "drop", "b" * 64)],
-        [risk_table.RiskRow(0, "a" * 64, None, 0.5, "constant", "hide")],  # type: ignore[arg-type]
+        [risk_table.RiskRow(0, "a" * 64, (), 0.0, "failed")],
+        [risk_table.RiskRow(0, "a" * 64, (), None, "failed")],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "ok")],
+        [risk_table.RiskRow(0, "a" * 64, (0.5,), None, "ok")],
+        [risk_table.RiskRow(0, "a" * 64, (0.5,), 0.5, "constant")],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.0, "unmeasured")],
+        [risk_table.RiskRow(0, "a" * 64, (), 1.5, "constant")],
+        [risk_table.RiskRow(0, "a" * 64, (), None, "skipped")],
+        [risk_table.RiskRow(0, "text", (), None, "unmeasured")],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "judged")],
+        [risk_table.RiskRow(0, "a" * 64, (), None, "judged", votes=((3,),))],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "judged", votes=((6,),))],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "judged", votes=((True,),))],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "fallback", votes=((None,),))],
+        [risk_table.RiskRow(0, "a" * 64, (0.5,), 0.5, "ok", votes=((3,),))],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "constant", "replay")],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "constant", "own", "b" * 64)],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "constant", "drop", "b" * 64)],
+        [risk_table.RiskRow(0, "a" * 64, (), 0.5, "constant", "hide")],  # type: ignore[arg-type]
     ],
 )
 def test_a_senseless_risk_table_is_refused(rows: list[risk_table.RiskRow]) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        risk_table.build_risk_table(rows, dropped=0, critic_sha256=None, low=None, high=None)
+    # The readings are as many as they should be: it is something else that makes no sense.
+    fitted = [POINTS] * len(rows[0].log_odds if rows else ())
+    with pytest.raises(ValueError, match=r"^(?!.*fitted critics)."):
+        risk_table.build_risk_table(rows, dropped=0, critic_sha256=None, fitted=fitted)
+
+
+def test_a_row_has_a_reading_of_every_fitted_critic() -> None:
+    fitted = [POINTS, risk_table.FittedPoints("f" * 64, 0.0, 2.0)]
+    rows = [
+        risk_table.RiskRow(0, "a" * 64, (0.5, -0.25), 0.75, "ok"),
+        risk_table.RiskRow(1, "a" * 64, (None, None), 1.0, "failed"),
+    ]
+    entries, body = risk_table.build_risk_table(rows, dropped=0, critic_sha256="c" * 64, fitted=fitted)
+    assert parse_canonical(entries[0])["log_odds"] == [0.5, -0.25]
+    assert body["fitted"] == [
+        {"sha256": "e" * 64, "low": -1.0, "high": 1.0},
+        {"sha256": "f" * 64, "low": 0.0, "high": 2.0},
+    ]
+    for log_odds in ((), (0.5,), (0.5, -0.25, None)):
+        wrong = [replace(rows[0], log_odds=log_odds, status="ok" if log_odds else "constant")]
+        with pytest.raises(
+            ValueError, match=f"row 0 has {len(log_odds)} readings; the job has 2 fitted critics"
+        ):
+            risk_table.build_risk_table(wrong, dropped=0, critic_sha256="c" * 64, fitted=fitted)
 
 
 def test_a_table_says_what_became_of_each_row() -> None:
     rows = [
-        risk_table.RiskRow(0, "a" * 64, None, 0.25, "judged", votes=((2,), (1, None))),
-        risk_table.RiskRow(1, "a" * 64, 0.5, 0.75, "fallback", "replay", "b" * 64, ((None,),)),
-        risk_table.RiskRow(2, "a" * 64, None, 1.0, "failed", "drop"),
+        risk_table.RiskRow(0, "a" * 64, (None,), 0.25, "judged", votes=((2,), (1, None))),
+        risk_table.RiskRow(1, "a" * 64, (0.5,), 0.75, "fallback", "replay", "b" * 64, ((None,),)),
+        risk_table.RiskRow(2, "a" * 64, (None,), 1.0, "failed", "drop"),
     ]
-    entries, body = risk_table.build_risk_table(rows, dropped=0, critic_sha256="c" * 64, low=-1.0, high=1.0)
+    entries, body = risk_table.build_risk_table(rows, dropped=0, critic_sha256="c" * 64, fitted=[POINTS])
     assert body["treatments"] == {"own": 1, "replay": 1, "drop": 1}
     assert [risk_table.parse_risk_row(entry) for entry in entries] == rows
 
 
 def test_an_entry_is_of_its_tables_version() -> None:
     entries, _ = risk_table.build_risk_table(
-        [risk_table.unmeasured_row(0, "a" * 64)], dropped=0, critic_sha256=None, low=None, high=None
+        [risk_table.unmeasured_row(0, "a" * 64)],
+        dropped=0,
+        critic_sha256=None,
     )
-    with pytest.raises(ValueError, match="unknown field 'replay'"):
+    with pytest.raises(ValueError, match=r"log_odds is \[\]"):
         risk_table.parse_risk_row(entries[0], 1)
     first = canonical_bytes(
         {"row": 0, "commitment": "a" * 64, "log_odds": None, "s": None, "status": "unmeasured"}
     )
-    assert risk_table.parse_risk_row(first, 1) == risk_table.unmeasured_row(0, "a" * 64)
+    # In those days there was one reading, or the lack of one.
+    expected = replace(risk_table.unmeasured_row(0, "a" * 64), log_odds=(None,))
+    assert risk_table.parse_risk_row(first, 1) == expected
+    second = {"treatment": "own", "replay": None, "votes": [], "log_odds": 0.5, "s": 0.75, "status": "ok"}
+    entry = canonical_bytes({"row": 0, "commitment": "a" * 64, **second})
+    assert risk_table.parse_risk_row(entry, 2).log_odds == (0.5,)
+    with pytest.raises(ValueError, match="expected a list"):
+        risk_table.parse_risk_row(entry)
     with pytest.raises(ValueError, match="has no 'votes'"):
         risk_table.parse_risk_row(first)
 

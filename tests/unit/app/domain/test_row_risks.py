@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,9 @@ from app.domain.control_law import compute_beta
 from app.domain.row_risks import (
     EDGES,
     VISIBILITIES,
+    Visibility,
     bucket_of,
+    choose_shown,
     describe_risks,
     expect_beta,
     name_bucket,
@@ -56,6 +60,40 @@ def test_buckets_hide_the_scores_and_their_order() -> None:
     assert swapped == found
     assert expect_beta(LAW, SCORES, "bucketed") == expect_beta(LAW, {**SCORES, 7: 0.61}, "bucketed")
     assert not [s for s in SCORES.values() if str(s) in json.dumps(found)]
+
+
+def shown(visibility: Visibility, threshold: object) -> Mapping[str, Any]:
+    """Return what is shown of a report on SCORES, of which a filter by the threshold of LAW drops two rows."""
+    found: dict[str, dict[str, Any]] = {
+        each: {"risk": describe_risks(LAW, SCORES, each), "expected_beta_mean": 0.5, "steps": steps}
+        for each, steps in (("full", 3), ("bucketed", 3), ("none", 5))
+    }
+    return choose_shown(found, visibility, threshold)
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.8000000001, 1.0])
+def test_threshold_of_the_callers_tells_nothing_that_buckets_hide(threshold: float) -> None:
+    found = shown("bucketed", threshold)
+    assert "treatment" not in json.dumps(found)
+    assert (found["steps"], found["expected_beta_mean"]) == (5, 0.5)
+    assert [each["row"] for each in found["risk"]["riskiest"]] == [2, 3, 7, 0, 5]
+    assert sum(each["rows"] for each in found["risk"]["distribution"]) == 5
+
+
+@pytest.mark.parametrize("threshold", [None, "auto", 0.0, 0.2, 0.8])
+def test_threshold_that_parts_the_rows_as_buckets_do_is_told(threshold: object) -> None:
+    found = shown("bucketed", threshold)
+    assert (found["steps"], found["risk"]["treatments"]) == (3, {"own": 3, "replay": 2})
+
+
+def test_other_visibilities_do_not_ask_for_the_threshold() -> None:
+    assert shown("full", 0.7)["risk"]["treatments"] == {"own": 3, "replay": 2}
+    assert shown("none", 0.7) == {"risk": None, "expected_beta_mean": 0.5, "steps": 5}
+
+
+def test_report_without_risks_has_its_steps() -> None:
+    empty = {"risk": None, "expected_beta_mean": None, "steps": 5}
+    assert choose_shown(dict.fromkeys(VISIBILITIES, empty), "bucketed", 0.7) == empty
 
 
 def test_nothing_is_shown_where_nothing_may_be_or_is_there() -> None:

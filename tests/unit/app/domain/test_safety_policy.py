@@ -30,6 +30,15 @@ STRICT = SafetyPolicy(
 )
 
 
+HARM = ActivationCritic(id="critic_a", category="harm")
+BIAS = ActivationCritic(id="critic_b", category="bias")
+
+
+def weigh(harm: float, bias: float) -> CombinedCritic:
+    """Return two critics, weighed."""
+    return CombinedCritic(critics=(HARM, BIAS), rule="weighted", weights=(harm, bias))
+
+
 class TestCheck:
     @pytest.mark.parametrize(
         "safety",
@@ -127,6 +136,65 @@ class TestCheck:
                 policy.check(safety(critic=combined))
             assert caught.value.param == "safety.critic.critics"
 
+    @pytest.mark.parametrize(
+        ("critic", "param", "message"),
+        [
+            (BIAS, "safety.critic", "no activation critic of the category 'harm' steers"),
+            (JudgeCritic(), "safety.critic", "no activation critic of the category 'harm' steers"),
+            (HARM, "safety.critic", "no activation critic of the category 'bias' steers"),
+            (
+                weigh(0.49, 0.51),
+                "safety.critic.weights",
+                "weight of the category 'harm' is 0.49; .* at least 0.5",
+            ),
+            (
+                weigh(0.95, 0.05),
+                "safety.critic.weights",
+                "weight of the category 'bias' is 0.05; .* at least 0.1",
+            ),
+            # The part that would switch the others off.
+            (
+                CombinedCritic(
+                    critics=(HARM, BIAS, ConstantCritic(s=0)), rule="weighted", weights=(0.01, 0.01, 0.98)
+                ),
+                "safety.critic.weights",
+                "weight of the category 'harm' is 0.01",
+            ),
+        ],
+        ids=["bias", "judge", "harm", "harm-light", "bias-light", "constant"],
+    )
+    @pytest.mark.parametrize("method", [AdaptiveKL, Filter])
+    def test_weights_cannot_switch_off_a_category_that_is_demanded(
+        self, method: type[AdaptiveKL], critic: Any, param: str, message: str
+    ) -> None:
+        policy = SafetyPolicy(category_weights={"harm": 0.5, "bias": 0.1})
+        for enough in (CombinedCritic(critics=(HARM, BIAS)), weigh(0.5, 0.5), weigh(0.9, 0.1)):
+            policy.check_categories(method(critic=enough))
+        SafetyPolicy().check_categories(method(critic=critic))
+        with pytest.raises(PolicyViolation, match=message) as caught:
+            policy.check_categories(method(critic=critic))
+        assert caught.value.param == param
+
+    def test_a_demanded_category_need_not_measure_what_does_not_steer(self) -> None:
+        SafetyPolicy(category_weights={"harm": 1.0}).check_categories(FixedKL(beta=0.5, critic=None))
+        SafetyPolicy(category_weights={"harm": 1.0}).check_categories(AdaptiveKL(critic=HARM))
+
+    @pytest.mark.parametrize("floor", ["beta_min_floor", "beta_max_floor"])
+    def test_a_floor_under_beta_needs_floors_under_weights(self, floor: str) -> None:
+        # The row that only one part calls risky would never get its beta.
+        constant = CombinedCritic(critics=(HARM, ConstantCritic(s=0)), rule="weighted", weights=(0.01, 0.99))
+        safety = AdaptiveKL(beta_min=0.5, beta_max=0.99, critic=constant)
+        SafetyPolicy().check(safety)
+        with pytest.raises(PolicyViolation, match=r"rule is 'weighted'; .* allows only 'max'") as caught:
+            SafetyPolicy(**{floor: 0.01}).check(safety)
+        assert caught.value.param == "safety.critic.rule"
+        bounded = SafetyPolicy(**{floor: 0.01}, category_weights={"harm": 0.5})
+        bounded.check(safety)
+        with pytest.raises(PolicyViolation, match=r"is 0\.01"):
+            bounded.check_categories(safety)
+        highest = CombinedCritic(critics=(HARM, ConstantCritic(s=0)))
+        SafetyPolicy(**{floor: 0.01}).check(safety.model_copy(update={"critic": highest}))
+
     def test_anchors_can_be_demanded(self) -> None:
         policy = SafetyPolicy(anchors_required=True)
         policy.check(AdaptiveKL())
@@ -177,6 +245,10 @@ class TestLoadPolicy:
             (b"beta_min_flor = 0.1", "beta_min_flor: Extra inputs"),
             (b"beta_max_floor = 1.5", "beta_max_floor: Input should be less than or equal to 1"),
             (b"beta_max_floor = nan", "beta_max_floor"),
+            (b"[category_weights]\nharm = 0", "category_weights.harm: Input should be greater than 0"),
+            (b"[category_weights]\nharm = nan", "category_weights.harm"),
+            (b"[category_weights]\nharm = 1.5", "category_weights.harm: Input should be less than"),
+            (b'[category_weights]\n"All harm" = 0.5', "category_weights.All harm"),
             (b'methods = "adaptive_kl"', "methods"),
             (
                 b'methods = ["adaptive_kl", "magic"]',

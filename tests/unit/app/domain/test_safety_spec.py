@@ -27,9 +27,11 @@ from app.domain.safety_spec import (
     Vaccine,
     beta_range,
     safety_from_preset,
+    without_judge,
 )
 
 SAFETY: TypeAdapter[Any] = TypeAdapter(Safety)
+BIAS = {"type": "activation", "category": "bias"}
 TWO = [{"type": "judge"}, {"type": "activation"}]
 METHODS: tuple[type[BaseModel], ...] = get_args(AnySafety)
 
@@ -193,13 +195,29 @@ class TestCritics:
         ("fields", "message"),
         [
             ({"critics": [{"type": "judge"}]}, "at least 2"),
-            ({"critics": [{"type": "judge"}] * 5}, "at most 4"),
+            ({"critics": [{"type": "constant", "s": 0}] * 9}, "at most 8"),
             ({"critics": [{"type": "judge"}, {"type": "combined", "critics": []}]}, "combined"),
-            ({"critics": [{"type": "activation"}] * 2}, "more than one activation critic"),
+            (
+                {"critics": [{"type": "activation"}] * 2},
+                "same activation critic twice: the newest of the category harm",
+            ),
+            (
+                {"critics": [{"type": "activation"}, {"type": "activation", "category": "harm"}]},
+                "same activation critic twice: the newest of the category harm",
+            ),
+            (
+                {"critics": [{"type": "activation", "id": "critic_a"}] * 2},
+                "critic twice: critic_a; name each once",
+            ),
+            ({"critics": [{"type": "activation", "category": "Hate Speech"}, BIAS]}, "category"),
+            ({"critics": [{"type": "activation", "weight": 1}, BIAS]}, "Extra inputs"),
             ({"critics": [{"type": "judge"}] * 2}, "more than one judge"),
             ({"critics": TWO, "weights": [0.5, 0.5]}, "weights are for the rule"),
             ({"critics": TWO, "rule": "weighted"}, "weights needs 2 numbers"),
             ({"critics": TWO, "rule": "weighted", "weights": [1.0]}, "weights needs 2 numbers"),
+            ({"critics": TWO, "rule": "weighted", "weights": [0.5, 0.25, 0.25]}, "weights needs 2 numbers"),
+            ({"critics": TWO, "rule": "weighted", "weights": [math.nan, 0.5]}, r"weights\.0"),
+            ({"critics": TWO, "rule": "weighted", "weights": [0.5, math.inf]}, r"weights\.1"),
             ({"critics": TWO, "rule": "weighted", "weights": [0.5, 0.4]}, "weights sum to 0.9"),
             ({"critics": TWO, "rule": "weighted", "weights": [1.5, -0.5]}, "weights"),
             ({"critics": TWO, "rule": "weighted", "weights": [1.0, 0.0]}, "weights"),
@@ -209,6 +227,34 @@ class TestCritics:
     def test_combination_that_cannot_be_is_refused(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(ValidationError, match=message):
             CombinedCritic.model_validate(fields)
+
+    def test_categories_stand_side_by_side(self) -> None:
+        parts = [{"type": "activation", "category": name} for name in ("harm", "bias", "untruth")]
+        chosen = CombinedCritic.model_validate(
+            {"critics": [*parts, {"type": "judge"}], "rule": "weighted", "weights": [0.4, 0.3, 0.2, 0.1]}
+        )
+        assert [getattr(part, "category", None) for part in chosen.critics] == [
+            "harm",
+            "bias",
+            "untruth",
+            None,
+        ]
+
+    def test_what_is_left_without_a_judge(self) -> None:
+        harm, bias = ActivationCritic(id="critic_a"), ActivationCritic(id="critic_b")
+        judge = JudgeCritic(fallback="critic_a")
+        assert without_judge(None) is None
+        assert without_judge(bias) == bias
+        assert without_judge(judge) == harm
+        assert without_judge(JudgeCritic()) is None
+        assert without_judge(CombinedCritic(critics=(judge, bias))) == bias
+        both = CombinedCritic(critics=(harm, bias), rule="weighted", weights=(0.75, 0.25))
+        assert without_judge(both) == both
+        with_judge = CombinedCritic(critics=(harm, judge, bias), rule="weighted", weights=(0.375, 0.5, 0.125))
+        assert without_judge(with_judge) == both
+        assert without_judge(CombinedCritic(critics=(judge, harm, bias))) == CombinedCritic(
+            critics=(harm, bias)
+        )
 
     def test_weights_may_be_off_by_rounding(self) -> None:
         weights = (0.1,) * 3 + (0.7000000001,)

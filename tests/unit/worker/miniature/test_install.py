@@ -19,7 +19,7 @@ from app.serve import prepare
 from app.settings import Settings
 from app.storage import open_stored
 from tests.support import collect, settings_in
-from worker.miniature.install import NAME, install
+from worker.miniature.install import NAME, WEIGHTS, install
 
 Installation = tuple[Database, Settings, list[tuple[str, str]]]
 
@@ -98,6 +98,15 @@ class TestInstall:
         install(database, settings)
         assert kinds_of(database) == {"anchors": 1, "alignment": 1, "harmful": 1}
         assert [work.state for work in fits_of(database)] == ["succeeded", "queued"]
+
+    def test_weights_are_found_after_the_program_has_moved(self, installation: Installation) -> None:
+        database, settings, knocks = installation
+        with unit_of_work(database) as session:
+            session.get_one(BaseModel, NAME).path = "/opt/tether-of-last-year/weights"
+        install(database, settings)
+        with read_only(database) as session:
+            assert session.get_one(BaseModel, NAME).path == str(WEIGHTS)
+        assert len(fits_of(database)) == len(knocks) == 1
 
     def test_critic_that_is_there_or_under_way_is_not_fitted_again(self, installation: Installation) -> None:
         database, settings, _ = installation

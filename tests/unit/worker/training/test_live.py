@@ -50,7 +50,7 @@ def rows(tokenizer, training_rows):
 
 @pytest.fixture
 def data(rows):
-    risks = {row.index: RowRisk(row.index, None, S, "constant") for row in rows}
+    risks = {row.index: RowRisk(row.index, {}, S, "constant") for row in rows}
     return RunData(rows, risks, ReferenceCache({}))
 
 

@@ -17,7 +17,7 @@ from worker.training.replies import Prompt, reply_to
 from worker.training.step import RunData
 
 S = (0.0, 1.0, 0.5, 0.0, 0.25, 1.0, 0.0, 0.0, 0.75, 1.0)
-RISKS = {row: RowRisk(row, None, s, "constant") for row, s in enumerate(S)}
+RISKS = {row: RowRisk(row, {}, s, "constant") for row, s in enumerate(S)}
 BARE = {"replay": False, "anchors": None, "monitor": None, "threshold": 0.5}
 ADAPTIVE = AdaptiveKL(critic=ConstantCritic(s=0.5), beta_min=0.1, beta_max=0.9, **BARE)
 ANCHORED = ADAPTIVE.model_copy(
@@ -104,7 +104,7 @@ def test_the_loop_agrees_with_a_flat_one(make_model, make_spec, rows):
 def test_training_learns(make_model, make_spec, rows):
     safety = AdaptiveKL(critic=ConstantCritic(s=0.5), beta_min=0.0, beta_max=1.0, **BARE)
     spec = make_spec(n_epochs=12, learning_rate=2e-2, safety=safety)
-    risks = {row: RowRisk(row, None, float(row == 9), "constant") for row in range(10)}
+    risks = {row: RowRisk(row, {}, float(row == 9), "constant") for row in range(10)}
     records = []
     fit(make_model(), run_data(rows, risks), spec, on_step=records.append)
     assert records[-1].nll < 0.5 * records[0].nll
@@ -290,7 +290,7 @@ def test_data_without_what_the_method_needs_are_refused(make_model, make_spec, r
 
     few = {row: risk for row, risk in RISKS.items() if row < 9}
     assert "row 9 has no risk" in refused(run_data(rows, few), make_spec())
-    unmeasured = {row: RowRisk(row, None, None, "unmeasured") for row in range(10)}
+    unmeasured = {row: RowRisk(row, {}, None, "unmeasured") for row in range(10)}
     assert "not measured by any critic" in refused(run_data(rows, unmeasured), make_spec(safety=ADAPTIVE))
     assert "no anchor prompt" in refused(run_data(rows), make_spec(safety=ANCHORED))
     assert "no prompt to watch" in refused(

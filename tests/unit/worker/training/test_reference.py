@@ -1,5 +1,7 @@
 """The reference pass: whose risk is asked, what is kept of the reference, and that it is the reference's own."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from app.domain import safety_spec
 from app.domain.safety_spec import AdaptiveKL, ConstrainedSFT, Filter, FixedKL, Lisa, NoPenalty
-from worker.training.critics.activation import load_activation, save_critic
+from worker.training.critics.activation import Points, Probe, Probes, load_activation, save_critic
+from worker.training.critics.combined import CombinedCritic
 from worker.training.critics.constant import ConstantCritic
 from worker.training.critics.features import Directions
 from worker.training.critics.probe import fit_critic
@@ -53,7 +56,7 @@ class ByRow:
 
     def assess(self, row, features):
         self.seen[row] = features
-        answer = self.answers.get(row, Assessment(-1.0, 0.25, "ok"))
+        answer = self.answers.get(row, Assessment({"c": -1.0}, 0.25, "ok"))
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -66,7 +69,7 @@ class Reader(ByRow):
 
     def assess(self, row, features):
         self.seen[row] = features.score(self.directions)
-        return Assessment(0.5, 0.25, "ok")
+        return Assessment({"c": 0.5}, 0.25, "ok")
 
 
 def safety_of(method):
@@ -124,19 +127,19 @@ def test_a_critic_reads_the_references_own_states(make_model, make_base, make_sp
         RuntimeError("broken"),
         KeyError("no such row"),
         OSError("away"),
-        Assessment(float("nan"), 0.5, "ok"),
-        Assessment(float("inf"), 1.0, "ok"),
-        Assessment(0.5, float("nan"), "ok"),
-        Assessment(0.5, 1.5, "ok"),
-        Assessment(None, -0.1, "constant"),
+        Assessment({"c": float("nan")}, 0.5, "ok"),
+        Assessment({"c": float("inf")}, 1.0, "ok"),
+        Assessment({"c": 0.5}, float("nan"), "ok"),
+        Assessment({"c": 0.5}, 1.5, "ok"),
+        Assessment({}, -0.1, "constant"),
     ],
 )
 def test_a_critic_that_fails_makes_its_row_as_risky_as_can_be(make_model, make_spec, rows, answer):
     risks = run(make_model(), rows[:3], ByRow({1: answer}), make_spec()).risks
-    assert (risks[1].log_odds, risks[1].s, risks[1].status) == (None, 1.0, "failed")
+    assert (risks[1].log_odds, risks[1].s, risks[1].status) == ({}, 1.0, "failed")
     assert [(risk.row, risk.log_odds, risk.s, risk.status) for risk in (risks[0], risks[2])] == [
-        (0, -1.0, 0.25, "ok"),
-        (2, -1.0, 0.25, "ok"),
+        (0, {"c": -1.0}, 0.25, "ok"),
+        (2, {"c": -1.0}, 0.25, "ok"),
     ]
 
 
@@ -147,22 +150,22 @@ def test_an_error_that_is_no_failure_of_a_critic_ends_the_pass(make_model, make_
 
 def test_constant_and_missing_critics(make_model, make_spec, rows):
     found = run(make_model(), rows, ConstantCritic(0.4), make_spec())
-    assert found.risks == tuple(RowRisk(row.index, None, 0.4, "constant") for row in rows)
+    assert found.risks == tuple(RowRisk(row.index, {}, 0.4, "constant") for row in rows)
     found = run(make_model(), rows, None, make_spec())
-    assert found.risks == tuple(RowRisk(row.index, None, None, "unmeasured") for row in rows)
+    assert found.risks == tuple(RowRisk(row.index, {}, None, "unmeasured") for row in rows)
 
 
 def test_a_judges_votes_stay_with_the_row(make_model, make_spec, rows):
     votes = ((4, None, 2), (1, 1, 1))
-    critic = ByRow({2: Assessment(None, 0.75, "judged", votes)})
+    critic = ByRow({2: Assessment({}, 0.75, "judged", votes)})
     risks = run(make_model(), rows, critic, make_spec()).risks
-    assert risks[2] == RowRisk(2, None, 0.75, "judged", votes)
+    assert risks[2] == RowRisk(2, {}, 0.75, "judged", votes)
     assert {risk.votes for risk in risks if risk.row != 2} == {()}
 
 
 def test_known_risks_ask_no_critic_and_give_the_same(make_model, make_spec, rows):
     spec = make_spec(safety=REPLAYING)
-    answers = {3: Assessment(4.0, 0.75, "ok"), 5: ValueError("broken")}
+    answers = {3: Assessment({"c": 4.0}, 0.75, "ok"), 5: ValueError("broken")}
     first = run(make_model(), rows, ByRow(answers), spec)
     assert len(first.cache.targets) == 8
     silent = ByRow(dict.fromkeys(range(10), AssertionError("asked")))
@@ -198,7 +201,67 @@ def test_a_critic_from_its_fitting_to_the_risk_of_a_row(make_base, make_tokenize
     assert risks[0].s < 0.2
     assert risks[1].s > 0.8
     # A conversation is as risky as its riskiest turn.
-    assert risks[2].log_odds >= risks[1].log_odds - 1e-4
+    assert risks[2].log_odds[critic.digest] >= risks[1].log_odds[critic.digest] - 1e-4
+
+
+def make_critic(folder, seed):
+    """Return an activation critic with directions of its own."""
+    draw = np.random.default_rng(seed)
+    probes = Probes(
+        *(Probe(draw.normal(size=(LAYERS, HIDDEN)), np.zeros(LAYERS), np.array([1.0, 0.0])) for _ in "pr")
+    )
+    save_critic(
+        folder, probes, Points(-9.0 - seed, 0.0, 9.0), base_digest="b", template_digest="t", report={}
+    )
+    return load_activation(folder, base_digest="b", template_digest="t")
+
+
+@pytest.mark.parametrize("rule", ["max", "weighted"])
+def test_several_critics_read_the_same_states_in_one_pass(make_model, make_spec, rows, tmp_path, rule):
+    critics = [make_critic(tmp_path / str(seed), seed) for seed in range(3)]
+    weights = (0.5, 0.25, 0.25) if rule == "weighted" else None
+    fields = safety_spec.CombinedCritic(
+        critics=[{"type": "activation", "id": f"critic_{seed}"} for seed in range(3)],
+        rule=rule,
+        weights=weights,
+    )
+    model = make_model()
+    seen = []
+    layer = next(each for each in model.modules() if type(each).__name__.endswith("DecoderLayer"))
+    layer.register_forward_pre_hook(lambda *_: seen.append(1))
+    alone = [run(model, rows, critic, make_spec()).risks for critic in critics]
+    del seen[:]
+    run(model, rows, critics[0], make_spec())
+    of_one = len(seen)
+    found = run(model, rows, CombinedCritic(fields, critics), make_spec()).risks
+    # What the model's traits are is asked once, before; a pass is what is left.
+    assert (of_one, len(seen)) == (1, 2)
+    for risk, *parts in zip(found, *alone, strict=True):
+        assert risk.log_odds == {
+            critic.digest: part.log_odds[critic.digest] for critic, part in zip(critics, parts, strict=True)
+        }
+        expected = max(part.s for part in parts)
+        if weights:
+            expected = float(
+                sum(Fraction(w) * Fraction(part.s) for w, part in zip(weights, parts, strict=True))
+            )
+        assert risk.s == pytest.approx(expected, abs=1e-15)
+        assert risk.status == "ok"
+    assert len({risk.s for risk in found}) > 1
+
+
+def test_where_one_of_several_critics_fails_the_row_has_failed(make_model, make_spec, rows, tmp_path):
+    critics = [
+        make_critic(tmp_path, 0),
+        ByRow({3: ValueError("broken"), 4: Assessment({"d": float("nan")}, 0.1, "ok")}),
+    ]
+    fields = safety_spec.CombinedCritic(
+        critics=[{"type": "activation", "id": name} for name in "ab"], rule="weighted", weights=(0.99, 0.01)
+    )
+    found = run(make_model(), rows, CombinedCritic(fields, critics), make_spec()).risks
+    # Whatever its weight; what the other one read does not stand for it.
+    assert [risk.row for risk in found if risk.status == "failed"] == [3, 4]
+    assert all((risk.s, risk.log_odds) == (1.0, {}) for risk in found if risk.status == "failed")
 
 
 def test_progress_reaches_all_rows_and_may_end_the_pass(make_model, make_spec, rows):
@@ -282,7 +345,11 @@ def test_what_is_cached_is_the_references(
 
 
 def test_only_rows_that_train_on_their_own_reply_are_cached(make_model, make_spec, rows):
-    risky = {1: Assessment(2.0, 0.5, "ok"), 4: Assessment(9.0, 1.0, "ok"), 8: ValueError("broken")}
+    risky = {
+        1: Assessment({"c": 2.0}, 0.5, "ok"),
+        4: Assessment({"c": 9.0}, 1.0, "ok"),
+        8: ValueError("broken"),
+    }
     own = {("user", row) for row in range(10)} - {("user", row) for row in risky}
     for n_epochs in (1, 3):
         spec = make_spec(safety=REPLAYING, n_epochs=n_epochs)
@@ -380,6 +447,6 @@ def test_no_gradient_and_no_neighbour_is_kept_with_a_row(make_model, make_spec, 
 
 def test_a_filtered_row_is_still_assessed(make_model, make_spec, rows):
     safety = Filter(critic=CONSTANT, threshold=0.5, anchors=None, monitor=None)
-    found = run(make_model(), rows, ByRow({0: Assessment(9.0, 1.0, "ok")}), make_spec(safety=safety))
+    found = run(make_model(), rows, ByRow({0: Assessment({"c": 9.0}, 1.0, "ok")}), make_spec(safety=safety))
     assert [risk.s for risk in found.risks] == [1.0, *[0.25] * 9]
     assert run(make_model(), rows, None, make_spec(safety=NoPenalty())).risks[0].s is None

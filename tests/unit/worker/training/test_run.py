@@ -42,7 +42,7 @@ class ByRow:
         s = self.s.get(row, 0.25)
         if isinstance(s, BaseException):
             raise s
-        return Assessment(None, s, "constant")
+        return Assessment({}, s, "constant")
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +244,7 @@ def test_known_risks_give_the_same_data(make_base, make_spec, tokenizer, rows, s
     for key, targets in first.data.cache.targets.items():
         for name, value in vars(targets).items():
             assert value is None or torch.equal(value, getattr(again.data.cache.targets[key], name))
-    other = {**known, 7: RowRisk(7, None, 1.0, "constant")}
+    other = {**known, 7: RowRisk(7, {}, 1.0, "constant")}
     changed = prepare(base, tokenizer, rows, spec, silent, anchors=ANCHORS, known=other)
     assert compute_run_digest(spec, changed.data) != compute_run_digest(spec, first.data)
 

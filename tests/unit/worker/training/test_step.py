@@ -61,7 +61,7 @@ def run(model, rows, lr=0.0, *, anchors=(), alignment=(), cache=None, risks=None
     optimizer = torch.optim.AdamW(parameters)
     data = RunData(
         rows=tuple(rows),
-        risks=risks or {row: RowRisk(row, None, s, "constant") for row, s in enumerate(S)},
+        risks=risks or {row: RowRisk(row, {}, s, "constant") for row, s in enumerate(S)},
         cache=cache or ReferenceCache({}),
         anchors=tuple(anchors),
         alignment=tuple(alignment),
@@ -195,7 +195,7 @@ def test_the_monitor_raises_floor_and_anchor_weight(make_model, rows, anchors):
 def test_a_floor_holds_a_method_without_a_penalty_of_its_own(make_model, rows):
     model = make_model(torch.float64, drift=0.2)
     record, gradient = run(model, rows, safety=NoPenalty(), controls=Controls(MonitorState(floor=0.4)))
-    constant = {row: RowRisk(row, None, 0.375, "constant") for row in range(10)}
+    constant = {row: RowRisk(row, {}, 0.375, "constant") for row in range(10)}
     _, expected = run(model, rows, risks=constant)
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
     assert (record.beta_mean, record.kl) == (0.4, None), "KL is reported by methods that steer by it"
@@ -254,7 +254,7 @@ def test_the_record(make_model, rows):
 
 
 def test_without_a_critic_there_is_no_risk(make_model, rows):
-    risks = {row.index: RowRisk(row.index, None, None, "unmeasured") for row in rows}
+    risks = {row.index: RowRisk(row.index, {}, None, "unmeasured") for row in rows}
     record, _ = run(make_model(drift=0.2), rows, safety=NoPenalty(), risks=risks)
     assert (record.risk_mean, record.risk_max) == (None, None)
     assert (record.alpha_mean, record.beta_max) == (1.0, 0.0)

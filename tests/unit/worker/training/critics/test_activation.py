@@ -77,8 +77,9 @@ def test_a_row_is_as_risky_as_its_riskiest_place(folder, probes, tokens):
         compute_log_odds(critic.probes, found.score(critic.directions)), expected, rtol=1e-4, atol=1e-5
     )
     said = critic.assess(0, found)
-    assert said.log_odds == pytest.approx(max(expected), rel=1e-4)
-    assert said.s == compute_s(said.log_odds, -1.0, 3.0)
+    # Under the critic's digest, so that the readings of several critics can stand side by side.
+    assert said.log_odds == {critic.digest: pytest.approx(max(expected), rel=1e-4)}
+    assert said.s == compute_s(said.log_odds[critic.digest], -1.0, 3.0)
 
 
 def test_it_comes_back_the_same(folder, probes):
@@ -95,13 +96,15 @@ def test_without_a_response_probe_the_response_is_not_read(tmp_path, probes):
     critic = load_activation(tmp_path, **FITTED_FOR)
     found, states = features(9)
     assert critic.probes.response is None
-    assert critic.assess(0, found).log_odds == pytest.approx(by_hand(probes.prompt, states[:, 0]), rel=1e-4)
+    assert critic.assess(0, found).log_odds[critic.digest] == pytest.approx(
+        by_hand(probes.prompt, states[:, 0]), rel=1e-4
+    )
 
 
 def test_s_as_a_probability(folder):
     critic = load_activation(folder, **FITTED_FOR, s_scale="probability")
     said = critic.assess(0, features()[0])
-    assert said.s == pytest.approx(1 / (1 + np.exp(-said.log_odds)), rel=1e-12)
+    assert said.s == pytest.approx(1 / (1 + np.exp(-said.log_odds[critic.digest])), rel=1e-12)
 
 
 def test_format_1_is_a_critic_of_prompts_only(tmp_path):
@@ -122,7 +125,7 @@ def test_format_1_is_a_critic_of_prompts_only(tmp_path):
     found, states = features()
     standardised = (states[:, 0] - weights["mean"]) / weights["scale"]
     expected = 1.5 * ((standardised * weights["weight"]).sum(axis=1) + weights["bias"]).mean() - 0.25
-    assert critic.assess(0, found).log_odds == pytest.approx(expected, rel=1e-4)
+    assert critic.assess(0, found).log_odds[critic.digest] == pytest.approx(expected, rel=1e-4)
     assert critic.points == Points(-1.0, 3.0, 3.0)
 
 
@@ -172,7 +175,7 @@ def test_weights_of_another_name_are_refused(folder):
 def test_states_it_cannot_judge_make_the_row_as_risky_as_can_be(folder, states):
     given = None if states is None else features(states=states)[0]
     risk = assess_row(load_activation(folder, **FITTED_FOR), 4, given)
-    assert (risk.row, risk.log_odds, risk.s, risk.status) == (4, None, 1.0, "failed")
+    assert (risk.row, risk.log_odds, risk.s, risk.status) == (4, {}, 1.0, "failed")
 
 
 def test_one_token_that_is_no_number_is_enough(folder):

@@ -18,10 +18,10 @@ class Probe:
     """An activation critic that reads the same everywhere, or fails."""
 
     needs_features = True
-    digest = "f" * 64
 
-    def __init__(self, log_odds: float, s: float) -> None:
-        self.found = Assessment(log_odds, s, "ok")
+    def __init__(self, log_odds: float, s: float, digest: str = "f" * 64) -> None:
+        self.digest = digest
+        self.found = Assessment({self.digest: log_odds}, s, "ok")
 
     def assess(self, row: int, features: object) -> Assessment:
         if self.found.s > 1:
@@ -29,7 +29,8 @@ class Probe:
         return self.found
 
 
-PROBE = Probe(0.7, 0.6)
+F, G = "f" * 64, "9" * 64
+PROBE, OTHER = Probe(0.7, 0.6), Probe(2.5, 0.8, G)
 BROKEN = Probe(0.0, 2.0)
 
 
@@ -39,12 +40,12 @@ def graded(*votes: int | None, fallback: Critic | None = None) -> GradedRows:
 
 def combine(*parts: Critic, weights: tuple[float, ...] | None = None) -> CombinedCritic:
     kinds = [
-        {"type": "activation"}
+        {"type": "activation", "id": f"critic_{place}"}
         if isinstance(part, Probe)
         else {"type": "constant", "s": part.s}
         if isinstance(part, ConstantCritic)
         else {"type": "judge"}
-        for part in parts
+        for place, part in enumerate(parts)
     ]
     rule = "weighted" if weights else "max"
     return CombinedCritic(
@@ -55,12 +56,20 @@ def combine(*parts: Critic, weights: tuple[float, ...] | None = None) -> Combine
 @pytest.mark.parametrize(
     ("parts", "weights", "expected"),
     [
-        ((PROBE, graded(1, 1, 1)), None, (0.7, 0.6, "judged", ((1, 1, 1),))),
-        ((PROBE, graded(5, 4, 4)), None, (0.7, 0.75, "judged", ((5, 4, 4),))),
-        ((graded(3), PROBE), (0.5, 0.5), (0.7, 0.55, "judged", ((3,),))),
-        ((PROBE, graded(None, fallback=PROBE)), None, (0.7, 0.6, "fallback", ((None,),))),
-        ((PROBE, ConstantCritic(0.2)), None, (0.7, 0.6, "ok", ())),
-        ((ConstantCritic(0.2), ConstantCritic(0.4)), (0.25, 0.75), (None, 0.35, "constant", ())),
+        ((PROBE, graded(1, 1, 1)), None, ({F: 0.7}, 0.6, "judged", ((1, 1, 1),))),
+        ((PROBE, graded(5, 4, 4)), None, ({F: 0.7}, 0.75, "judged", ((5, 4, 4),))),
+        ((graded(3), PROBE), (0.5, 0.5), ({F: 0.7}, 0.55, "judged", ((3,),))),
+        ((PROBE, graded(None, fallback=PROBE)), None, ({F: 0.7}, 0.6, "fallback", ((None,),))),
+        ((PROBE, ConstantCritic(0.2)), None, ({F: 0.7}, 0.6, "ok", ())),
+        ((ConstantCritic(0.2), ConstantCritic(0.4)), (0.25, 0.75), ({}, 0.35, "constant", ())),
+        ((PROBE, OTHER), None, ({F: 0.7, G: 2.5}, 0.8, "ok", ())),
+        ((OTHER, PROBE), (0.25, 0.75), ({F: 0.7, G: 2.5}, 0.65, "ok", ())),
+        ((PROBE, graded(None, fallback=OTHER)), None, ({F: 0.7, G: 2.5}, 0.8, "fallback", ((None,),))),
+        (
+            (PROBE, OTHER, graded(4, 4, 4)),
+            (0.5, 0.25, 0.25),
+            ({F: 0.7, G: 2.5}, 0.6875, "judged", ((4, 4, 4),)),
+        ),
     ],
 )
 def test_combinations(parts, weights, expected):
