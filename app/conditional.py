@@ -1,11 +1,18 @@
 """Replies that are sent again only where they have changed: ETag and If-None-Match."""
 
 import hashlib
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fastapi.responses import Response
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """Return an object as the bytes of a reply."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
 def etag_of(*parts: object) -> str:

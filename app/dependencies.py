@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPBearer
+from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
+from fastapi.security.base import SecurityBase
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from app.auth import Caller, authenticate, require
+from app.auth import Caller, admit, read_digest, require, write_use_down
 from app.database import Database, read_only, unit_of_work
 from app.domain.safety_policy import SafetyPolicy
 from app.domain.scopes import Scope
@@ -17,9 +19,6 @@ from app.jobs.waker import Waker
 from app.logs import add_fields
 from app.rate_limits import RateLimiter, format_duration
 from app.settings import Settings
-
-BEARER = HTTPBearer(auto_error=False, description="A key of this service.")
-"""It only describes: `authenticate` reads the header."""
 
 
 # Those that only look something up are async: a call in a thread would cost more than they do.
@@ -47,42 +46,55 @@ async def get_waker(request: Request) -> Waker:
     return waker
 
 
-def get_caller(
-    request: Request,
-    database: Annotated[Database, Depends(get_database)],
-    _documented: Annotated[object, Depends(BEARER)],
-) -> Caller:
-    """Return the caller, in a transaction of its own that is over before the endpoint begins, and count the request."""
-    caller = authenticate(database, request.headers.get("authorization"))
-    job_id = request.path_params.get("job_id")
-    add_fields(project=caller.project_id, key=caller.key_id, job=job_id and job_id[:64])
-    limiter: RateLimiter | None = request.app.state.rate_limiter
-    allowance = limiter.count(caller.key_id) if limiter is not None else None
-    if allowance is not None:
-        request.state.reply_headers = allowance.headers()
-        if not allowance.granted:
-            raise RateLimited(
-                f"this key may send {allowance.limit} requests a minute and has; come again in"
-                f" {format_duration(allowance.reset_s)}, or ask the operator to raise TETHER_REQUESTS_PER_MINUTE"
-            )
-    return caller
+class Bearer(SecurityBase):
+    """The dependency behind every key: it returns the caller, and tells the description of the API how one asks."""
+
+    model = HTTPBearerModel(description="A key of this service.")
+    scheme_name = "HTTPBearer"
+
+    async def __call__(self, request: Request) -> Caller:
+        """Return the caller as the database knows them before the endpoint begins, and count the request."""
+        state = request.app.state
+        digest = read_digest(request.headers.get("authorization"))
+        caller, use_is_due = admit(await state.callers.get(digest))
+        if use_is_due:
+            await run_in_threadpool(write_use_down, state.database, caller.key_id)
+        job_id = request.path_params.get("job_id")
+        add_fields(project=caller.project_id, key=caller.key_id, job=job_id and job_id[:64])
+        limiter: RateLimiter | None = state.rate_limiter
+        allowance = await run_in_threadpool(limiter.count, caller.key_id) if limiter is not None else None
+        if allowance is not None:
+            request.state.reply_headers = allowance.headers()
+            if not allowance.granted:
+                raise RateLimited(
+                    f"this key may send {allowance.limit} requests a minute and has; come again in"
+                    f" {format_duration(allowance.reset_s)}, or ask the operator to raise TETHER_REQUESTS_PER_MINUTE"
+                )
+        return caller
+
+
+get_caller = Bearer()
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A dependency that lets a request through whose key has a scope. `check_routes` finds it on a route."""
+    """A dependency that lets a request through whose key has one of the scopes. `check_routes` finds it on a route."""
 
-    scope: Scope
+    scopes: tuple[Scope, ...]
 
     async def __call__(self, caller: Annotated[Caller, Depends(get_caller)]) -> Caller:
         """Return the caller. Raises PermissionDenied."""
-        require(caller, self.scope)
+        if caller.scopes.isdisjoint(self.scopes):
+            require(caller, self.scopes[0])
         return caller
 
 
-def needs(scope: Scope) -> Any:
-    """Declare the scope that a route needs: `@router.get("/x", dependencies=[needs(Scope.JOBS_READ)])`."""
-    return Depends(Needs(scope))
+def needs(scope: Scope, *others: Scope) -> Any:
+    """Declare the scope that a route needs: `@router.get("/x", dependencies=[needs(Scope.JOBS_READ)])`.
+
+    Each of several opens the route, which then requires the one that what was asked for needs.
+    """
+    return Depends(Needs((scope, *others)))
 
 
 def get_session(database: Annotated[Database, Depends(get_database)]) -> Iterator[Session]:

@@ -17,7 +17,7 @@ from app.critics.repository import get_newest_critic
 from app.database import Database, open_engine, read_only
 from app.errors import BrokerUnavailable, TetherError
 from app.health import WORKER_SILENCE_MS, mend_anchors, mend_critic
-from app.migration import current_revision, newest_revision
+from app.migration import current_revision, how_to_mend, newest_revision
 from app.queue import QUEUES, build_publisher, check_broker
 from app.safety_sets.repository import get_newest_set
 from app.settings import Settings
@@ -101,7 +101,7 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
         with read_only(database) as session:
             revision = current_revision(session.connection())
             if revision != newest_revision():
-                yield Finding("database", f"{kind}, revision {revision}", "run: tether migrate")
+                yield Finding("database", f"{kind}, revision {revision}", how_to_mend(revision))
                 return
             yield Finding("database", f"{kind}, revision {revision}")
             live = list_live_queues(session, WORKER_SILENCE_MS)

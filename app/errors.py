@@ -136,11 +136,18 @@ class PayloadTooLarge(TetherError):
     code = "payload_too_large"
 
 
+class ClientGone(TetherError):
+    """The client closed its connection. Nobody reads this error; the log has its status."""
+
+    status = 499
+    type = "invalid_request_error"
+    code = "client_gone"
+
+
 class NotSupported(TetherError):
     """The wire has this and this service does not; the message says what to do instead."""
 
     status = 501
-    type = "invalid_request_error"
     code = "not_supported"
 
 

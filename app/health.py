@@ -14,7 +14,7 @@ from app.critics.repository import get_newest_critic
 from app.database import Database, read_only
 from app.dependencies import DatabaseDep, SettingsDep
 from app.errors import BrokerUnavailable, StorageUnavailable
-from app.migration import current_revision, newest_revision
+from app.migration import current_revision, how_to_mend, newest_revision
 from app.models.base_model import BaseModel
 from app.queue import check_broker
 from app.safety_sets.repository import get_newest_set
@@ -58,8 +58,9 @@ def examine(database: Database, settings: Settings) -> tuple[list[str], list[str
     try:
         with read_only(database) as session:
             session.execute(text("SELECT 1"))
-            if current_revision(session.connection()) != newest_revision():
-                return [*missing, "the database schema is not current; run: tether migrate"], []
+            revision = current_revision(session.connection())
+            if revision != newest_revision():
+                return [*missing, f"the database schema is not current; {how_to_mend(revision)}"], []
             queues = list_live_queues(session, WORKER_SILENCE_MS)
             missing += [
                 f"no worker is alive for the queue {name}" for name in ("gpu", "cpu") if name not in queues

@@ -2,8 +2,13 @@
 
 The openai client sends a request again after a timeout, without an `Idempotency-Key`; it only counts its retries. Without
 this a job whose first reply was lost would be trained, and paid for, twice.
+
+A retry may also overtake its original, which waits in this or in another process for a body, a thread or a lock. Such an
+original is known by its age: the server had begun with it before the retry was answered, as it has with no request that
+somebody sends because of that answer. One that was not even read yet is known by its client, which has left.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +22,8 @@ from sqlalchemy.orm import Session
 from app.database import Database, read_only, unit_of_work
 from app.dependencies import CallerDep
 from app.domain.ledger import digest_of
-from app.errors import Conflict
-from app.models.base import new_id, utc_now
+from app.errors import ClientGone, Conflict
+from app.models.base import new_id, now_ms, utc_now
 from app.models.reply import Reply
 from app.models.tenancy import ApiKey
 
@@ -35,16 +40,21 @@ class Attempt:
     route: str
     idempotency_key: str | None
     retries: int
+    received: float
+    """When the server began with it, by this process's monotonic clock."""
 
 
-def get_attempt(
+async def get_attempt(
     request: Request,
     caller: CallerDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     x_stainless_retry_count: Annotated[int, Header(ge=0)] = 0,
 ) -> Attempt:
-    """Return what the headers of a request say."""
-    return Attempt(caller.key_id, request.url.path, idempotency_key, x_stainless_retry_count)
+    """Return what the headers of a request say. Raises ClientGone where nobody waits for the reply any more."""
+    if await request.is_disconnected():
+        raise ClientGone("the client left before its request was begun with; nothing was done")
+    received: float = request.state.received
+    return Attempt(caller.key_id, request.url.path, idempotency_key, x_stainless_retry_count, received)
 
 
 AttemptDep = Annotated[Attempt, Depends(get_attempt)]
@@ -71,6 +81,7 @@ def once(
             )
         return earlier.reply
     reply = create()
+    is_alone = attempt.retries > 0 and attempt.idempotency_key is None
     session.add(
         Reply(
             id=new_id("reply_"),
@@ -80,6 +91,7 @@ def once(
             body_sha256=digest,
             reply=reply,
             created_at=utc_now(),
+            awaits_original_since_ms=now_ms() if is_alone else None,
         )
     )
     return reply
@@ -94,14 +106,18 @@ def _find(session: Session, attempt: Attempt, digest: str) -> Reply | None:
             session.flush()
             return None
         return earlier
-    if attempt.retries == 0:
-        return None
-    return session.scalars(
-        same.where(Reply.idempotency_key.is_(None), Reply.body_sha256 == digest)
-        .where(Reply.created_at > utc_now() - RETRIED)
-        .order_by(Reply.created_at.desc())
-        .limit(1)
-    ).one_or_none()
+    same = same.where(Reply.idempotency_key.is_(None), Reply.body_sha256 == digest)
+    if attempt.retries > 0:
+        newest = same.where(Reply.created_at > utc_now() - RETRIED).order_by(Reply.created_at.desc())
+        return session.scalars(newest.limit(1)).one_or_none()
+    # Processes on several machines have one clock in common, the database's.
+    age_ms = int((time.monotonic() - attempt.received) * 1000)
+    overtaken = same.where(Reply.awaits_original_since_ms > now_ms() - age_ms).order_by(Reply.created_at)
+    retried = session.scalars(overtaken.limit(1)).one_or_none()
+    if retried is not None:
+        # A retry has one original; whoever else asks for the same wants another job.
+        retried.awaits_original_since_ms = None
+    return retried
 
 
 def forget_replies(database: Database) -> None:

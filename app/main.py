@@ -12,20 +12,24 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import health, metrics
 from app.api_page import add_api_page
+from app.auth import find_callers
 from app.base_models import endpoints as base_models
+from app.body_limit import BodyLimit
 from app.conditional import ReplyCache
 from app.critics import endpoints as critics
 from app.database import Database, open_engine
 from app.domain.safety_policy import load_policy
 from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, RateLimited, TetherError
 from app.files import endpoints as files
+from app.gathered import Gathered
 from app.jobs import endpoints as jobs
-from app.jobs.live import look, read_head
+from app.jobs.live import look, read_head, read_replies
 from app.jobs.waker import Waker
 from app.keys import endpoints as keys
 from app.logs import begin_fields
@@ -36,7 +40,7 @@ from app.projects import endpoints as projects
 from app.queue import build_publisher
 from app.rate_limits import build_rate_limiter
 from app.reports import endpoints as reports
-from app.route_check import check_routes, prove_closed
+from app.route_check import UNNOTED, check_routes, prove_closed
 from app.safety_sets import endpoints as safety_sets
 from app.settings import Settings
 from app.unsupported import router as unsupported
@@ -48,7 +52,6 @@ log = logging.getLogger(__name__)
 requests_log = logging.getLogger("app.requests")
 
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-FORM_BYTES = 64 * 1024
 CURVE_CACHE_BYTES = 32 * 1024 * 1024
 
 
@@ -65,15 +68,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.policy = load_policy(settings.policy_file)
     app.state.database = Database(open_engine(settings.database_url), build_publisher(settings))
+    app.state.callers = Gathered(partial(find_callers, app.state.database))
+    app.state.jobs = Gathered(partial(read_replies, app.state.database))
     app.state.waker = Waker(partial(look, app.state.database), partial(read_head, app.state.database))
     app.state.metrics = Metrics(app.state.database)
     app.state.curves = ReplyCache(CURVE_CACHE_BYTES)
     app.state.rate_limiter = build_rate_limiter(settings)
     for part in (
+        # Routes are tried in order, and this is what is asked most.
+        jobs,
         health,
         metrics,
         files,
-        jobs,
         base_models,
         critics,
         safety_sets,
@@ -89,38 +95,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(unsupported)
     add_api_page(app)
     check_routes(app)
-    # What a form has around its file fits into the second part.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_file_bytes + FORM_BYTES)
+    app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes, refuse=_reply)
     app.add_middleware(RequestId)
     app.add_exception_handler(TetherError, _on_tether_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(OperationalError, _on_operational_error)
+    for away in (OperationalError, PoolTimeout):
+        app.add_exception_handler(away, _on_database_away)
     app.add_exception_handler(DataError, _on_data_error)
     app.add_exception_handler(Exception, _on_any_error)
     return app
-
-
-class BodyLimit:
-    """Refuse a body beyond a limit as soon as it is passed: bodies are read before the key is looked at."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wrap `receive` so that it counts."""
-        received = 0
-
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise HTTPException(413, f"the body is larger than {self.max_bytes} bytes")
-            return message
-
-        await self.app(scope, receive_counted, send)
 
 
 class RequestId:
@@ -138,7 +122,7 @@ class RequestId:
         begin_fields(request=request_id)
         # Starlette answers an unexpected error outside of this middleware; `_on_any_error` finds the id here.
         scope.setdefault("state", {})["request_id"] = request_id
-        started = time.monotonic()
+        scope["state"]["received"] = started = time.monotonic()
 
         status = 500
         answered_s: float | None = None
@@ -164,6 +148,8 @@ class RequestId:
 
 def _note_request(scope: Scope, status: int, ended_s: float, answered_s: float | None) -> None:
     """Count and log a request that is over. A stream counts until it began, and is logged with its whole length."""
+    if UNNOTED in scope:
+        return
     route = getattr(scope.get("route"), "path", "unknown")
     # A client may invent methods, and every one would be a series of its own.
     method = scope["method"] if scope["method"] in METHODS else "other"
@@ -199,7 +185,7 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": reply.to_wire()}, status_code=error.status_code, headers=error.headers)
 
 
-def _on_operational_error(_: Request, error: Exception) -> JSONResponse:
+def _on_database_away(_: Request, error: Exception) -> JSONResponse:
     log.error("the database failed: %s", error)
     return _reply(
         DatabaseUnavailable(
@@ -244,6 +230,10 @@ def describe_validation_error(error: RequestValidationError) -> InvalidRequest:
             message = f"found {first['ctx']['tag']!r}; expected one of {first['ctx']['expected_tags']}"
     elif first["type"] == "dict_type" and not path:
         message = "the body is not a JSON object; send one, with the header Content-Type: application/json"
+    elif first["type"] == "string_unicode":
+        message = (
+            "holds half of a surrogate pair, which is no character; send both halves, or the character itself"
+        )
     elif first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}; found {_shorten(first.get('input'))}"
     where = path or str(first["loc"][0])

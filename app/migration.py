@@ -8,6 +8,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
+from app.errors import ConfigurationError
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "migrations"
 
 
@@ -19,9 +21,15 @@ def alembic_config() -> Config:
 
 
 def migrate(engine: Engine) -> None:
-    """Upgrade to the newest revision in one transaction; do nothing where it is there."""
+    """Upgrade to the newest revision in one transaction; do nothing where it is there.
+
+    Raises ConfigurationError, and changes nothing, where a newer version of Tether made the database.
+    """
     config = alembic_config()
     with engine.begin() as connection:
+        found = current_revision(connection)
+        if is_newer(found):
+            raise ConfigurationError(f"the database is at revision {found}; {how_to_mend(found)}")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
@@ -40,3 +48,19 @@ def is_current(engine: Engine) -> bool:
 def newest_revision() -> str | None:
     """Return the revision that the code needs."""
     return ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def is_newer(revision: str | None) -> bool:
+    """Say whether a database at this revision was made by a newer version than this one, which does not know it."""
+    known = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    return revision is not None and revision not in {script.revision for script in known}
+
+
+def how_to_mend(revision: str | None) -> str:
+    """Return what to do about a database that is at another revision than the code needs."""
+    if is_newer(revision):
+        return (
+            "a newer version of Tether made it, which this one cannot read: install that version, or restore the"
+            " backup from before its upgrade"
+        )
+    return "run: tether migrate"

@@ -1,6 +1,6 @@
 """The description of the API: what FastAPI knows of the requests, and from `wire_objects` what it cannot know."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib.metadata import version
 from inspect import iscoroutinefunction
@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.wire_objects import CREATES, MEDIA_TYPES, OBJECTS, OTHER_CODES, ErrorReply
+from app.wire_objects import CREATES, MEDIA_TYPES, OBJECTS, OTHER_CODES, STREAMS, ErrorReply
 
 REF = "#/components/schemas/{model}"
 
@@ -64,7 +64,8 @@ def _render_there(endpoint: Callable[..., Any], status_code: int) -> Callable[..
 def _complete(schema: dict[str, Any]) -> dict[str, Any]:
     schema["info"]["description"] = SUMMARY
     components = schema.setdefault("components", {})
-    models: list[type[BaseModel]] = [ErrorReply, *dict.fromkeys(OBJECTS.values())]
+    streamed = [model for messages in STREAMS.values() for model in messages.values()]
+    models: list[type[BaseModel]] = [ErrorReply, *dict.fromkeys([*OBJECTS.values(), *streamed])]
     declared, definitions = models_json_schema(
         [(model, "serialization") for model in models], ref_template=REF
     )
@@ -104,14 +105,39 @@ def _complete_operation(operation: dict[str, Any], declared: dict[Any, Any]) -> 
     if name in OBJECTS:
         content["application/json"] = {"schema": declared[OBJECTS[name], "serialization"]}
     for media_type in MEDIA_TYPES.get(name, ()):
-        content[media_type] = {"schema": {"type": "string", "format": "binary"}}
+        is_text = media_type.startswith("text/") or media_type == "image/svg+xml"
+        content[media_type] = {"schema": {"type": "string", **({} if is_text else {"format": "binary"})}}
+    if name in STREAMS:
+        content["text/event-stream"]["itemSchema"] = _describe_messages(STREAMS[name], declared)
     replies = {code: reply for code, reply in operation["responses"].items() if code != "422"}
     for code, reply in replies.items():
         if code.startswith("2") and content:
             replies[code] = {**reply, "content": content}
+            if name in STREAMS:
+                kinds = (f"`{kind}` ({model.__name__})" for kind, model in STREAMS[name].items())
+                replies[code]["description"] = f"Messages, with their data as JSON: {', '.join(kinds)}."
     refusal = {"application/json": {"schema": declared[ErrorReply, "serialization"]}}
     for code in OTHER_CODES.get(name, ()):
         replies[code] = {"description": "Not yet.", "content": content}
     replies["4XX"] = {"description": "The request cannot be done as it is.", "content": refusal}
     replies["5XX"] = {"description": "The service cannot do it now, or at all.", "content": refusal}
     operation["responses"] = replies
+
+
+def _describe_messages(messages: Mapping[str, type[BaseModel]], declared: dict[Any, Any]) -> dict[str, Any]:
+    """Return the schema of one server-sent event, in the form that OpenAPI 3.2 has and FastAPI writes."""
+    kinds = [
+        {
+            "properties": {
+                "event": {"const": kind},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": declared[model, "serialization"],
+                },
+            }
+        }
+        for kind, model in messages.items()
+    ]
+    lines = {"event": {"type": "string"}, "data": {"type": "string"}, "id": {"type": "string"}}
+    return {"type": "object", "properties": lines, "required": ["event", "data"], "oneOf": kinds}

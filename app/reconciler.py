@@ -7,6 +7,7 @@ same repair twice, and it does not ride on the queue that it repairs.
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -35,12 +36,14 @@ Repair = Callable[[Session, Settings, Work], None]
 
 
 def run_reconciler(database: Database, settings: Settings, stop: threading.Event) -> None:
-    """Repair every `reconcile_interval_s` until told to stop; a database that is away is waited for."""
+    """Repair every `reconcile_interval_s` until told to stop, whatever fails; a database that is away is waited for."""
     while not stop.wait(settings.reconcile_interval_s):
         try:
             reconcile(database, settings)
         except SQLAlchemyError as error:
             log.warning("the database cannot be used (%s); trying again", type(error).__name__)
+        except Exception:
+            log.exception("a round of repairs was cut off; trying again")
 
 
 def reconcile(database: Database, settings: Settings) -> None:
@@ -60,13 +63,20 @@ def reconcile(database: Database, settings: Settings) -> None:
         _repair(database, settings, work_id, _advance_validating)
     for work_id in unannounced:
         _repair(database, settings, work_id, _announce)
-    note_turns(database, settings, "gpu")
-    delete_expired(database)
-    remove_deleted_bytes(database, settings)
-    forget_texts(database)
-    clean_up_uploads(database, settings)
-    remove_unwanted_weights(database, settings)
-    forget_replies(database)
+    for step in (
+        partial(note_turns, database, settings, "gpu"),
+        partial(delete_expired, database),
+        partial(remove_deleted_bytes, database, settings),
+        partial(forget_texts, database),
+        partial(clean_up_uploads, database, settings),
+        partial(remove_unwanted_weights, database, settings),
+        partial(forget_replies, database),
+    ):
+        try:
+            step()
+        except Exception:
+            # What keeps one of them from its work must not keep the others.
+            log.exception("%s failed; trying again", step.func.__name__)
 
 
 def _repair(database: Database, settings: Settings, work_id: str, repair: Repair) -> None:

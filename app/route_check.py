@@ -1,6 +1,7 @@
 """Nothing is open by accident: every route declares its scope, or stands in the one list of those that need no key."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -14,6 +15,8 @@ from app.errors import ConfigurationError
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
 """Paths that need no key."""
+UNNOTED = "tether.unnoted"
+"""In the scope of a request that nobody sent: it is neither counted nor logged."""
 
 
 def list_routes(app: FastAPI) -> list[tuple[str, str, frozenset[Scope]]]:
@@ -42,7 +45,11 @@ def check_routes(app: FastAPI) -> None:
 
 async def prove_closed(app: FastAPI) -> None:
     """Ask every route that is not public without a key, and raise ConfigurationError unless each refuses."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    async def unnoted(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, UNNOTED: True}, receive, send)
+
+    transport = httpx.ASGITransport(unnoted, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as nobody:
         for method, path, _ in list_routes(app):
             if path in PUBLIC:
@@ -73,7 +80,7 @@ def methods_of(route: BaseRoute) -> list[str]:
 
 def _scopes_in(dependant: Dependant) -> Iterator[Scope]:
     if isinstance(dependant.call, Needs):
-        yield dependant.call.scope
+        yield from dependant.call.scopes
     for each in dependant.dependencies:
         yield from _scopes_in(each)
 

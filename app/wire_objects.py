@@ -135,6 +135,14 @@ class JobEvent(Reply):
     data: dict[str, Any] | None
 
 
+class StreamEnd(Reply):
+    """The last message of a stream, and why nothing comes after it."""
+
+    object: Literal["fine_tuning.job.stream_end"]
+    reason: Literal["job_ended", "key_revoked", "slow_client", "shutdown"]
+    message: str
+
+
 class JobCheckpoint(Reply):
     """A checkpoint at the end of a pass over the data."""
 
@@ -180,6 +188,7 @@ class Critic(Reply):
     object: Literal["critic"]
     created_at: int
     model: str | None
+    category: str
     pooling: str | int
     status: str
     error: dict[str, Any] | None
@@ -397,6 +406,11 @@ MEDIA_TYPES: dict[str, tuple[str, ...]] = {
     "retrieve_risk": ("text/csv", "image/png", "image/svg+xml"),
 }
 """What an operation answers with that is not JSON."""
+
+STREAMS: dict[str, dict[str, type[Reply]]] = {
+    "stream_job": {"job": FineTuningJob, "event": JobEvent, "step": StepRecord, "end": StreamEnd},
+}
+"""The messages of an operation that answers with server-sent events: what the data of each kind are."""
 
 OTHER_CODES = {
     "readyz": ("503",),

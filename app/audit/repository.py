@@ -1,9 +1,9 @@
 """Queries of the ledger: the fenced append, and reading it back."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.domain.ledger import build_leaf, chain_hash
@@ -11,6 +11,33 @@ from app.errors import LeaseLost
 from app.models.base import now_ms
 from app.models.job import LedgerLeaf, RiskRow
 from app.models.work import Work
+
+
+class Owned(NamedTuple):
+    """What the owner of a piece of work finds in its row, which is locked until the transaction ends."""
+
+    id: str
+    project_id: str
+    desired: str
+
+
+_WORK, _LEAVES = (Work.metadata.tables[each.__tablename__] for each in (Work, LedgerLeaf))
+_OURS = and_(_WORK.c.id == bindparam("work"), _WORK.c.epoch == bindparam("under"))
+# Executed for every step, and so made once.
+_LOCK_HEAD = (
+    select(
+        *(_WORK.c[name] for name in ("project_id", "desired", "ledger_size", "ledger_head", "attempt")),
+        now_ms().label("ts_db"),
+    )
+    .where(_OURS)
+    .with_for_update()
+)
+_ADD_LEAF = insert(_LEAVES)
+_MOVE_HEAD = (
+    update(_WORK)
+    .where(_OURS, _WORK.c.ledger_size == bindparam("before"))
+    .values(ledger_size=bindparam("size"), ledger_head=bindparam("head"))
+)
 
 
 def append_leaf(
@@ -21,17 +48,14 @@ def append_leaf(
     kind: str,
     body: Mapping[str, Any],
     ts_worker: int | None = None,
-) -> None:
-    """Append one leaf to the ledger of a piece of work, fenced by its epoch.
+) -> Owned:
+    """Append one leaf to the ledger of a piece of work, fenced by its epoch. Objects of the row do not notice.
 
     The head moves by compare-and-set in the transaction that inserts the leaf, so there is no gap, no
     duplicate and no stale writer. Raises LeaseLost where the epoch is no longer ours.
     """
-    head = session.execute(
-        select(Work.ledger_size, Work.ledger_head, Work.attempt, now_ms().label("ts_db"))
-        .where(Work.id == work_id, Work.epoch == epoch)
-        .with_for_update()
-    ).one_or_none()
+    ours = {"work": work_id, "under": epoch}
+    head = session.execute(_LOCK_HEAD, ours).one_or_none()
     if head is None:
         raise LeaseLost(f"{work_id} is no longer owned under epoch {epoch}; nothing was recorded")
     leaf = build_leaf(
@@ -45,15 +69,14 @@ def append_leaf(
         ts_db=head.ts_db,
         ts_worker=ts_worker,
     )
-    session.execute(insert(LedgerLeaf).values(work_id=work_id, seq=head.ledger_size, leaf=leaf))
-    moved = session.execute(
-        update(Work)
-        .where(Work.id == work_id, Work.epoch == epoch, Work.ledger_size == head.ledger_size)
-        .values(ledger_size=head.ledger_size + 1, ledger_head=chain_hash(leaf))
-        .returning(Work.id)
-    ).one_or_none()
-    if moved is None:
+    session.execute(_ADD_LEAF, {"work_id": work_id, "seq": head.ledger_size, "leaf": leaf})
+    moved = session.connection().execute(
+        _MOVE_HEAD,
+        {**ours, "before": head.ledger_size, "size": head.ledger_size + 1, "head": chain_hash(leaf)},
+    )
+    if moved.rowcount != 1:
         raise LeaseLost(f"the ledger of {work_id} moved under epoch {epoch}; nothing was recorded")
+    return Owned(work_id, head.project_id, head.desired)
 
 
 def iterate_leaves(session: Session, work_id: str) -> Iterator[bytes]:

@@ -34,7 +34,13 @@ for name, group in (
 ):
     cli.add_typer(group, name=name)
 
-OPTIONS = {"model": "--base"}
+_HYPERPARAMETERS = "method.supervised.hyperparameters"
+OPTIONS = {
+    "model": "--base",
+    f"{_HYPERPARAMETERS}.n_epochs": "--epochs",
+    f"{_HYPERPARAMETERS}.batch_size": "--batch-size",
+    f"{_HYPERPARAMETERS}.learning_rate_multiplier": "--learning-rate-multiplier",
+}
 """Options whose field in a request has another name."""
 
 

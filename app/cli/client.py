@@ -1,6 +1,7 @@
 """A client of the public HTTP API. Whatever goes wrong becomes an error in words, with what to do about it."""
 
 import ssl
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,12 @@ TIMEOUT = httpx.Timeout(60, connect=10)
 UPLOAD_TIMEOUT = httpx.Timeout(600, connect=10)
 """A server checks and stores a file before it answers."""
 PAGE = 100
+ATTEMPTS = 3
 
 LISTS = {"files": "files", "fine_tuning": "jobs", "models": "models", "critics": "critics"}
 """The noun whose `list` shows what there is, by the first part of a path."""
+NOUNS = {"file_not_found": "files", "model_not_found": "models"}
+"""The same by an error's code, where the path is about something else."""
 
 
 class Unreachable(TetherError):
@@ -77,6 +81,16 @@ class Server:
         if not isinstance(answer, dict):
             raise self._not_tether(reply)
         return answer
+
+    def create(self, *path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask for a new thing; where the reply is lost, ask again in a way that makes no second one."""
+        headers = {"idempotency-key": uuid.uuid4().hex}
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return dict(self.call("POST", *path, json=body, headers=headers))
+            except Interrupted:
+                continue
+        return dict(self.call("POST", *path, json=body, headers=headers))
 
     def get_all(self, *path: str, limit: int, **query: Any) -> dict[str, Any]:
         """Return one list object of up to `limit` items, from as many pages as it takes."""
@@ -157,8 +171,9 @@ def _advice(status: int, code: Any, path: tuple[str, ...]) -> str | None:
         return "set TETHER_API_KEY to a key of this server; its operator makes one with: tether keys add"
     if status == 404 and code == "unknown_url":
         return "the server is of another version, or --url (TETHER_URL) leads elsewhere"
-    if status == 404 and path[0] in LISTS:
-        return f"a key sees its own project only; what is there: tether {LISTS[path[0]]} list"
+    noun = NOUNS.get(code) or LISTS.get(path[0])
+    if status == 404 and noun is not None:
+        return f"a key sees its own project only; what is there: tether {noun} list"
     return None
 
 

@@ -50,7 +50,7 @@ def settings_of(home: Path | None) -> Settings:
 def database_of(settings: Settings) -> Iterator["Database"]:
     """Open the database for one command. Raises ConfigurationError where it was never made or is not current."""
     from app.database import Database, open_engine
-    from app.migration import is_current
+    from app.migration import current_revision, how_to_mend, is_current
     from app.queue import build_publisher
 
     if not settings.has_data:
@@ -61,7 +61,9 @@ def database_of(settings: Settings) -> Iterator["Database"]:
     database = Database(open_engine(settings.database_url), build_publisher(settings))
     try:
         if not is_current(database.engine):
-            raise ConfigurationError("the schema of the database is not current; run: tether migrate")
+            with database.engine.connect() as connection:
+                revision = current_revision(connection)
+            raise ConfigurationError(f"the schema of the database is not current; {how_to_mend(revision)}")
         yield database
     finally:
         database.engine.dispose()

@@ -1,14 +1,29 @@
 """tether jobs"""
 
-import json
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.common import DEFAULT_URL, Key, Url, connect
+from app.cli.common import A_FILE, DEFAULT_URL, Key, Url, connect
 from app.cli.files import report_download, safe_name
+from app.cli.job_request import (
+    BatchSize,
+    Epochs,
+    Integrations,
+    Metadata,
+    Multiplier,
+    Safety,
+    Training,
+    ValidationFile,
+    build_method,
+    read_integrations,
+    read_metadata,
+    read_object,
+    read_safety,
+    send_files,
+    without_none,
+)
 from app.cli.output import (
     Json,
     clean,
@@ -24,11 +39,7 @@ from app.cli.output import (
     state_of,
 )
 
-if TYPE_CHECKING:
-    from app.cli.client import Server
-
 JOBS = ("fine_tuning", "jobs")
-ATTEMPTS = 3
 
 group = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs of a server.")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as `tether jobs list` shows it.")]
@@ -37,11 +48,6 @@ Timeout = Annotated[
     typer.Option(help="Seconds to wait at most; then the exit code is 5, and the job goes on.", min=0),
 ]
 Limit = Annotated[int, typer.Option(help="How many.", min=1)]
-Metadata = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="A label; may be given again.", show_default=False),
-]
-OBJECT = "JSON, or @FILE that holds it."
 
 
 @group.command("create")
@@ -50,29 +56,12 @@ def create_job(
     training_file: Annotated[
         str, typer.Option(metavar="ID|PATH", help="Id of an uploaded file, or a local file to upload first.")
     ],
-    validation_file: Annotated[
-        str | None, typer.Option(metavar="ID|PATH", help="The same, for validation.", show_default=False)
-    ] = None,
-    safety: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PRESET|JSON|@FILE",
-            help="How the model is protected: a preset's name (default, paper, strict, off) or an object.",
-            show_default=False,
-        ),
-    ] = None,
-    training: Annotated[
-        str | None, typer.Option(metavar="JSON|@FILE", help="Further training options.", show_default=False)
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data. Default: auto.", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Rows per step. Default: auto.", show_default=False)
-    ] = None,
-    learning_rate_multiplier: Annotated[
-        float | None, typer.Option(help="Factor on the learning rate. Default: auto.", show_default=False)
-    ] = None,
+    validation_file: ValidationFile = None,
+    safety: Safety = None,
+    training: Training = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: Multiplier = None,
     suffix: Annotated[
         str | None, typer.Option(help="Part of the new model's name.", show_default=False)
     ] = None,
@@ -80,6 +69,7 @@ def create_job(
         int | None, typer.Option(help="Default: drawn by the server.", show_default=False)
     ] = None,
     metadata: Metadata = None,
+    integration: Integrations = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until it has ended; exit codes as `tether jobs wait`.")
     ] = False,
@@ -90,26 +80,20 @@ def create_job(
     """Create a job."""
     from app.cli.watch import exit_code, wait_for
 
-    hyperparameters = {
-        "n_epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate_multiplier": learning_rate_multiplier,
-    }
-    chosen = {name: value for name, value in hyperparameters.items() if value is not None}
     body = {
         "model": model,
+        "training_file": training_file,
+        "validation_file": validation_file,
         "suffix": suffix,
         "seed": seed,
         "metadata": read_metadata(metadata),
-        "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}} if chosen else None,
+        "integrations": read_integrations(integration),
+        "method": build_method(epochs, batch_size, learning_rate_multiplier),
         "safety": read_safety(safety),
         "training": read_object("--training", training),
     }
     with connect(url, key) as server:
-        body["training_file"] = find_or_upload(server, "--training-file", training_file)
-        if validation_file is not None:
-            body["validation_file"] = find_or_upload(server, "--validation-file", validation_file)
-        job = post_once(server, {name: value for name, value in body.items() if value is not None})
+        job = server.create(*JOBS, body=send_files(server, without_none(body)))
         if wait:
             job = wait_for(server, job["id"], None)
     if as_json:
@@ -122,60 +106,61 @@ def create_job(
         raise typer.Exit(exit_code(job))
 
 
-def post_once(server: "Server", body: dict[str, Any]) -> dict[str, Any]:
-    """Create a job; where the reply is lost, ask again in a way that makes no second one."""
-    from app.cli.client import Interrupted
+@group.command("estimate")
+def estimate_job(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="JSON of the request that would create the job; options go before what it says.",
+            show_default=False,
+            **A_FILE,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="As for `tether jobs create`.", show_default=False)
+    ] = None,
+    training_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|PATH", help="Id of an uploaded file, or a local file to upload.", show_default=False
+        ),
+    ] = None,
+    validation_file: ValidationFile = None,
+    safety: Safety = None,
+    training: Training = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: Multiplier = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a job would be, its steps, tokens, time, memory and beta, without creating it.
 
-    headers = {"idempotency-key": uuid.uuid4().hex}
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return dict(server.call("POST", *JOBS, json=body, headers=headers))
-        except Interrupted:
-            continue
-    return dict(server.call("POST", *JOBS, json=body, headers=headers))
+    Waits until the server has worked it out. The exit code is 1 where the job could not run.
+    """
+    from app.cli.report import is_good, print_estimate, wait_for_estimate
 
-
-def find_or_upload(server: "Server", option: str, given: str) -> str:
-    """Return the id of a file that an option names, uploading it first where it is a local one."""
-    if given.startswith("file-"):
-        return given
-    path = Path(given)
-    if not path.is_file():
-        raise typer.BadParameter(f"{option}: {given} is neither the id of a file nor a file here")
-    from app.cli.transfer import upload
-
-    uploaded: str = upload(server, path, "fine-tune")["id"]
-    err.print(f"uploaded {clean(path.name)} as {clean(uploaded)}")
-    return uploaded
-
-
-def read_safety(text: str | None) -> Any:
-    """Return the `safety` of a request: a preset's name, or an object. Raises typer.BadParameter."""
-    if text is None or text.lstrip().startswith(("{", "@")):
-        return read_object("--safety", text)
-    return text
-
-
-def read_object(option: str, text: str | None) -> dict[str, Any] | None:
-    """Return the JSON object of an option or of the file that it names. Raises typer.BadParameter."""
-    if text is None:
-        return None
-    try:
-        content = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
-        value = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{option} cannot be read: {error}. Expected: {OBJECT}") from None
-    if not isinstance(value, dict):
-        raise typer.BadParameter(f"{option} is not a JSON object")
-    return value
-
-
-def read_metadata(pairs: list[str] | None) -> dict[str, str] | None:
-    """Return the labels of `KEY=VALUE` options. Raises typer.BadParameter."""
-    for pair in pairs or ():
-        if "=" not in pair or pair.startswith("="):
-            raise typer.BadParameter(f"--metadata: {pair!r} is not of the form KEY=VALUE")
-    return {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs} if pairs else None
+    said = {
+        "model": model,
+        "training_file": training_file,
+        "validation_file": validation_file,
+        "method": build_method(epochs, batch_size, learning_rate_multiplier),
+        "safety": read_safety(safety),
+        "training": read_object("--training", training),
+    }
+    body = {**((file and read_object("FILE", f"@{file}")) or {}), **without_none(said)}
+    if missing := [name for name in ("model", "training_file") if name not in body]:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise typer.BadParameter(f"give {options}, or a FILE that says it")
+    with connect(url, key) as server:
+        estimate = wait_for_estimate(server, send_files(server, body, wait=True))
+    if as_json:
+        print_json(estimate)
+    else:
+        print_estimate(estimate)
+    raise typer.Exit(0 if is_good(estimate) else 1)
 
 
 @group.command("list")
@@ -306,7 +291,8 @@ def wait_for_job(
 ) -> None:
     """Wait until a job has ended. Exit code: 0 succeeded, 3 failed, 4 cancelled, 5 not ended within --timeout.
 
-    1 is an error of this command, such as a job that is not there. A paused job has not ended.
+    6: the job has paused itself, and says why. One that somebody paused is waited for.
+    1 is an error of this command, such as a job that is not there.
     """
     from app.cli.watch import exit_code, wait_for
 
@@ -321,12 +307,20 @@ def wait_for_job(
 
 def print_end(job: dict[str, Any]) -> None:
     """Say how a job ended, or that it has not."""
+    from app.cli.watch import is_held
+
     line = f"{job['id']}: {job['status']}"
     if job["status"] == "succeeded":
         print_line(f"{line}, {job['fine_tuned_model']}; next: tether jobs adapter {job['id']}")
     elif job["status"] in ("failed", "cancelled"):
         reason = get_in(job, "error", "message")
         print_line(f"{line}: {reason}" if reason else line)
+    elif is_held(job):
+        reason = get_in(job, "safety", "pause_reason")
+        print_line(
+            f"{line} by itself: {reason}. When that is dealt with: tether jobs resume {job['id']}; or give it up:"
+            f" tether jobs cancel {job['id']}"
+        )
     else:
         print_line(f"{line}; the job goes on: tether jobs follow {job['id']}")
 

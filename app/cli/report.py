@@ -1,4 +1,4 @@
-"""A dataset's report: waiting for it, and its summary on a terminal."""
+"""A dataset's report and the estimate of a job: waiting for them, and their summaries on a terminal."""
 
 import time
 from typing import Any
@@ -18,6 +18,16 @@ def wait_for_report(server: Server, file_id: str, query: dict[str, Any]) -> dict
             report = server.get("files", file_id, "report", **query)
             if report["status"] not in UNFINISHED:
                 return report
+            time.sleep(POLL_S)
+
+
+def wait_for_estimate(server: Server, body: dict[str, Any]) -> dict[str, Any]:
+    """Ask what a job of this body would be until the server has worked it out. The same body is worked out once."""
+    with err.status("the job is being estimated …"):
+        while True:
+            estimate: dict[str, Any] = server.call("POST", "fine_tuning", "jobs", "estimate", json=body)
+            if estimate["status"] not in UNFINISHED:
+                return estimate
             time.sleep(POLL_S)
 
 
@@ -73,3 +83,32 @@ def print_report(report: dict[str, Any]) -> None:
         print_table(
             columns, [[show_cell(row.get(name)) for name in columns] for row in riskiest[:RISKIEST_SHOWN]]
         )
+
+
+def print_estimate(estimate: dict[str, Any]) -> None:
+    """Print as a table what a job would be; of what nobody knows, that it is not known."""
+    if estimate["status"] != "succeeded":
+        print_line(
+            f"{estimate['training_file']}: {estimate['status']}: {get_in(estimate, 'error', 'message')}"
+        )
+        return
+    safety, rows = estimate.get("safety") or {}, estimate.get("rows")
+    training = estimate.get("training") or {}
+    seconds, memory = get_in(training, "time", "seconds"), get_in(estimate, "memory", "estimated_bytes")
+    unknown = get_in(training, "time", "reason")
+    found = {
+        "base model": estimate.get("model"),
+        "method": safety.get("method"),
+        "rows": f"{get_in(rows, 'kept')} of {get_in(rows, 'total')} would be trained on",
+        "refused rows": get_in(rows, "refused", "count"),
+        "passes": training.get("n_epochs"),
+        "rows a step": training.get("batch_size"),
+        "steps": training.get("steps"),
+        "trained tokens": training.get("trained_tokens"),
+        "expected beta": show_cell(training.get("expected_beta_mean")),
+        "risk by": get_in(estimate, "risk", "critic", "id"),
+        "memory": None if memory is None else f"about {show_size(memory)}",
+        "time": (unknown and f"not known: {unknown}") if seconds is None else f"about {seconds:.0f} s",
+    }
+    print_table(("what", "estimate"), [row for row in found.items() if row[1] is not None])
+    print_line("no job was created; tether jobs create does that")

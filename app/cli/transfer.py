@@ -1,13 +1,16 @@
 """Files on their way to and from a server, with progress. A download goes on where it stopped, and is checked."""
 
+import contextlib
 import hashlib
+import io
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 from rich.progress import (
@@ -19,19 +22,24 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from app.cli.client import UPLOAD_TIMEOUT, Server, Unreachable
+from app.cli.client import UPLOAD_TIMEOUT, Refused, Server, Unreachable
 from app.cli.output import clean, err, show_size
 from app.errors import InvalidRequest, TetherError
 
 ATTEMPTS = 4
 PAUSE_S = 0.5
+PART_BYTES = 16 * 1024 * 1024
+"""A file beyond this goes in parts of this size; the wire's largest has 64 MiB."""
 ETAG = re.compile(r'"([0-9a-f]{64})"')
 
 
 def upload(server: Server, path: Path, purpose: str) -> dict[str, Any]:
-    """Send a local file and return the file object."""
+    """Send a local file, a large one in parts, and return the file object."""
+    size = path.stat().st_size
     with path.open("rb") as file, _progress() as progress:
-        task = progress.add_task(clean(path.name), total=path.stat().st_size)
+        task = progress.add_task(clean(path.name), total=size)
+        if size > PART_BYTES:
+            return _upload_parts(server, path.name, size, purpose, file, progress, task)
         with progress.wrap_file(file, task_id=task) as counted:
             answer: dict[str, Any] = server.call(
                 "POST",
@@ -41,6 +49,55 @@ def upload(server: Server, path: Path, purpose: str) -> dict[str, Any]:
                 timeout=UPLOAD_TIMEOUT,
             )
     return answer
+
+
+def _upload_parts(
+    server: Server, name: str, size: int, purpose: str, file: BinaryIO, progress: Progress, task: Any
+) -> dict[str, Any]:
+    """Send a file in parts, each again where its connection breaks. The server compares the MD5 of the whole."""
+    announced = {"filename": name, "bytes": size, "purpose": purpose, "mime_type": "application/jsonl"}
+    upload_id = server.create("uploads", body=announced)["id"]
+    path = ("uploads", upload_id)
+    md5 = hashlib.md5(usedforsecurity=False)
+    part_ids: list[str] = []
+    try:
+        while piece := file.read(PART_BYTES):
+            md5.update(piece)
+            send = partial(_send_part, server, (*path, "parts"), piece, progress, task)
+            part_ids.append(_try_again(send)["id"])
+        whole = {"part_ids": part_ids, "md5": md5.hexdigest()}
+        complete = partial(server.call, "POST", *path, "complete", json=whole, timeout=UPLOAD_TIMEOUT)
+        made: dict[str, Any] = _try_again(complete)["file"]
+    except BaseException:
+        # What it has taken of the project's storage comes back sooner; after an hour it would by itself.
+        with contextlib.suppress(TetherError):
+            server.call("POST", *path, "cancel")
+        raise
+    return made
+
+
+def _send_part(
+    server: Server, path: tuple[str, ...], piece: bytes, progress: Progress, task: Any
+) -> dict[str, Any]:
+    before = progress.tasks[task].completed
+    try:
+        with progress.wrap_file(io.BytesIO(piece), task_id=task) as counted:
+            return dict(server.call("POST", *path, files={"data": ("part", counted)}, timeout=UPLOAD_TIMEOUT))
+    except TetherError:
+        progress.update(task, completed=before)
+        raise
+
+
+def _try_again(send: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a request is answered that may be sent again: the same part, the same completion."""
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return send()
+        except (Unreachable, Refused) as error:
+            if isinstance(error, Refused) and error.status < 500 and error.status != 429:
+                raise
+            time.sleep(PAUSE_S * 2**attempt)
+    return send()
 
 
 def download(server: Server, path: tuple[str, ...], target: Path, **query: str) -> str | None:

@@ -13,13 +13,15 @@ EXIT_CODES = {"succeeded": 0, "failed": 3, "cancelled": 4}
 """By the status with which a job ends."""
 EXIT_TIMEOUT = 5
 """The job goes on; only the waiting is over."""
+EXIT_HELD = 6
+"""The job has paused itself, and goes on when a person says so."""
 POLL_S = 1.0
 PATIENCE_S = 60.0
 """A server that is away for less, because it is restarted, ends no wait."""
 
 
 def wait_for(server: Server, job_id: str, timeout_s: float | None) -> dict[str, Any]:
-    """Return a job as soon as it has ended, or as it is after the timeout; show its steps meanwhile."""
+    """Return a job as soon as it has ended or paused itself, or as it is after the timeout; show its steps meanwhile."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
     job: dict[str, Any] = {}
     shown = None
@@ -36,14 +38,14 @@ def wait_for(server: Server, job_id: str, timeout_s: float | None) -> dict[str, 
 
 
 def poll(server: Server, job_id: str, timeout_s: float | None) -> Iterator[dict[str, Any]]:
-    """Yield a job again and again until it has ended or the time is over."""
+    """Yield a job again and again until it has ended, has paused itself, or the time is over."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     # A server that is away from the start is told at once.
     job = server.get("fine_tuning", "jobs", job_id)
     while True:
         yield job
         left = POLL_S if deadline is None else deadline - time.monotonic()
-        if job["status"] in EXIT_CODES or left <= 0:
+        if job["status"] in EXIT_CODES or is_held(job) or left <= 0:
             return
         time.sleep(min(POLL_S, left))
         job = ask_patiently(server, job_id)
@@ -64,4 +66,9 @@ def ask_patiently(server: Server, job_id: str) -> dict[str, Any]:
 
 def exit_code(job: dict[str, Any]) -> int:
     """Return what a command that waited for this job exits with."""
-    return EXIT_CODES.get(str(job["status"]), EXIT_TIMEOUT)
+    return EXIT_HELD if is_held(job) else EXIT_CODES.get(str(job["status"]), EXIT_TIMEOUT)
+
+
+def is_held(job: dict[str, Any]) -> bool:
+    """Say whether a job has paused itself. One that a client paused has no reason; that client lets it go on."""
+    return job["status"] == "paused" and get_in(job, "safety", "pause_reason") is not None

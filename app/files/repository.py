@@ -69,17 +69,30 @@ def find_unfinished_job(session: Session, file_id: str) -> str | None:
     ).one_or_none()
 
 
+def _is_over() -> ColumnElement[bool]:
+    """Say of a file that it has expired, is not marked as deleted yet, and is no loss to a job that has begun."""
+    needed = (
+        select(Job.id)
+        .join(Job.work)
+        .where(or_(Job.training_file == File.id, Job.validation_file == File.id))
+        .where(Work.started_at.is_not(None), Work.state.not_in(TERMINAL))
+        .exists()
+    )
+    return and_(File.deleted_at.is_(None), File.expires_at <= utc_now(), ~needed)
+
+
 def has_expired(session: Session) -> bool:
-    """Say whether a file has expired and is not marked as deleted yet."""
-    query = select(File.id).where(File.deleted_at.is_(None), File.expires_at <= utc_now()).limit(1)
-    return session.scalars(query).one_or_none() is not None
+    """Say whether `delete_expired` has anything to do."""
+    return session.scalars(select(File.id).where(_is_over()).limit(1)).one_or_none() is not None
 
 
 def delete_expired(session: Session) -> None:
-    """Mark every file that has expired as deleted."""
-    now = utc_now()
+    """Mark every file that has expired as deleted, but for those that a job which has begun goes on with."""
     session.execute(
-        update(File).where(File.deleted_at.is_(None), File.expires_at <= now).values(deleted_at=now)
+        update(File)
+        .where(_is_over())
+        .values(deleted_at=utc_now())
+        .execution_options(synchronize_session=False)
     )
 
 

@@ -157,10 +157,10 @@ def refuse_rows(found: Findings, file: str = "training file") -> InvalidTraining
 
 
 def get_data_file(session: Session, project_id: str, file_id: str, *purposes: str) -> File:
-    """Return a file that a request names for one of these purposes. Raises InvalidRequest."""
+    """Return a file that a request names for one of these purposes. Raises NotFound and InvalidRequest."""
     file = repository.get_file(session, project_id, file_id)
     if file is None:
-        raise InvalidRequest(
+        raise NotFound(
             f"file: no file has the id {file_id!r} in this project", param="file", code="file_not_found"
         )
     if file.purpose not in purposes:

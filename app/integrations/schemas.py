@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from app.domain.frozen import Frozen
 
@@ -31,25 +31,18 @@ class MlflowRun(Frozen):
         return self
 
 
-class MlflowIntegration(Frozen):
-    """Export of a job to MLflow."""
-
-    type: Literal["mlflow"]
-    mlflow: MlflowRun
-
-
-class WandbIntegration(Frozen):
-    """OpenAI's export to W&B, which this service does not do: it would send a project's data to somebody else's cloud."""
-
-    type: Literal["wandb"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, _: Any) -> Any:
+def _refuse_wandb(value: Any) -> Any:
+    # OpenAI's export to W&B would send a project's data to somebody else's cloud.
+    if value == "wandb":
         raise ValueError(
             "this service sends nothing to W&B; leave the integration out, and make a run of the job's metrics.csv with"
             " docs/examples/wandb_offline.py, which needs no network"
         )
+    return value
 
 
-Integration = Annotated[MlflowIntegration | WandbIntegration, Field(discriminator="type")]
+class Integration(Frozen):
+    """Export of a job to MLflow, the only kind that there is."""
+
+    type: Annotated[Literal["mlflow"], BeforeValidator(_refuse_wandb)]
+    mlflow: MlflowRun

@@ -7,15 +7,13 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.domain.job import WorkKind
 from app.errors import InvalidRequest
-from app.integrations.schemas import MlflowIntegration, WandbIntegration
+from app.integrations.schemas import Integration
 from app.models.job import Job
 from app.settings import Settings
 from app.work import repository as work_repository
 
 
-def check_integrations(
-    settings: Settings, integrations: Sequence[MlflowIntegration | WandbIntegration] | None
-) -> None:
+def check_integrations(settings: Settings, integrations: Sequence[Integration] | None) -> None:
     """Raise InvalidRequest where a job asks for a place that the operator has not named."""
     if integrations and not settings.mlflow_tracking_uri:
         raise InvalidRequest(
@@ -25,9 +23,7 @@ def check_integrations(
         )
 
 
-def start_exports(
-    session: Session, job: Job, integrations: Sequence[MlflowIntegration | WandbIntegration] | None
-) -> None:
+def start_exports(session: Session, job: Job, integrations: Sequence[Integration] | None) -> None:
     """Note the integrations with the job's work, and announce an export for each."""
     if not integrations:
         return

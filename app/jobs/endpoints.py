@@ -1,17 +1,19 @@
 """/v1/fine_tuning/jobs"""
 
-import json
 import re
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.audit.service import build_evidence
+from app.auth import Caller
 from app.base_models.weights import find_adapter
-from app.conditional import ReplyCache, answer, etag_of
+from app.conditional import ReplyCache, answer, encode, etag_of
 from app.database import read_only
 from app.dependencies import (
     CallerDep,
@@ -26,13 +28,15 @@ from app.dependencies import (
 from app.domain.risk_curve import build_packed_curve, to_csv
 from app.domain.scopes import Scope
 from app.downloads import send_stored
+from app.errors import InvalidRequest
 from app.idempotency import AttemptDep, once
 from app.integrations.service import check_integrations, start_exports
 from app.jobs import repository, service
 from app.jobs.charts import render_curve
-from app.jobs.live import find_start
+from app.jobs.live import Reply, find_start
 from app.jobs.schemas import (
     JobCreate,
+    Metadata,
     checkpoint_to_wire,
     critic_to_wire,
     describe_critic,
@@ -51,6 +55,7 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 IfNoneMatch = Annotated[str | None, Header()]
 Wait = Annotated[float, Query(ge=0, le=60)]
 CURVE_TYPES = {"json": "application/json", "csv": "text/csv", "png": "image/png", "svg": "image/svg+xml"}
+_METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 ATTACHMENT = {"x-content-type-options": "nosniff"}
 
 
@@ -69,44 +74,64 @@ def create_job(
         check_integrations(settings, body.integrations)
         job = service.create_job(session, caller, *policy, body, settings=settings)
         start_exports(session, job, body.integrations)
-        return job_to_wire(job, service.get_job_critic(session, job))
+        return job_to_wire(job, service.get_job_critics(session, job))
 
     return once(session, attempt, body, create)
 
 
 @router.get("", dependencies=[needs(Scope.JOBS_READ)])
 def list_jobs(
-    request: Request, caller: CallerDep, session: ReadSessionDep, after: After = None, limit: Limit = 20
-) -> dict[str, Any]:
-    """List jobs, newest first; `metadata[key]=value` filters."""
-    metadata = {
-        match[1]: value
-        for name, value in request.query_params.items()
-        if (match := re.fullmatch(r"metadata\[(.+)\]", name))
-    }
-    jobs = repository.list_jobs(session, caller.project_id, after=after, limit=limit, metadata=metadata)
-    return build_page([job_to_wire(job, service.get_job_critic(session, job)) for job in jobs], limit)
-
-
-@router.get("/{job_id}", dependencies=[needs(Scope.JOBS_READ)])
-async def retrieve_job(
     request: Request,
     caller: CallerDep,
-    database: DatabaseDep,
-    waker: WakerDep,
+    session: ReadSessionDep,
+    after: After = None,
+    limit: Limit = 20,
+    metadata: Literal["null"] | None = None,
+) -> dict[str, Any]:
+    """List jobs, newest first; `metadata[key]=value` filters, and `metadata=null` keeps those that have none."""
+    jobs = repository.list_jobs(
+        session,
+        caller.project_id,
+        after=after,
+        limit=limit,
+        metadata=_read_metadata(request),
+        without_metadata=metadata is not None,
+    )
+    return build_page([job_to_wire(job, service.get_job_critics(session, job)) for job in jobs], limit)
+
+
+def _read_metadata(request: Request) -> dict[str, str]:
+    wanted = {
+        match[1]: value
+        for name, value in request.query_params.items()
+        if (match := re.fullmatch(r"metadata\[(.*)\]", name, re.DOTALL))
+    }
+    try:
+        return _METADATA.validate_python(wanted)
+    except ValidationError as error:
+        # Nothing that a job can have: the same limits hold where it is created.
+        raise InvalidRequest(f"metadata: {error.errors()[0]['msg']}", param="metadata") from None
+
+
+# What is asked most often of all has few dependencies: each costs a request as much as reading its job does.
+@router.get("/{job_id}")
+async def retrieve_job(
+    request: Request,
+    caller: Annotated[Caller, needs(Scope.JOBS_READ)],
     job_id: str,
     if_none_match: IfNoneMatch = None,
     wait: Wait = 0,
 ) -> Response:
     """Return a job; with its ETag in If-None-Match, 304 where it is the same, after up to `wait` seconds."""
+    state = request.app.state
 
-    def make() -> Response:
-        with read_only(database) as session:
-            job = service.get_job(session, caller.project_id, job_id)
-            body = _encode(job_to_wire(job, service.get_job_critic(session, job)))
-        return answer(etag_of(body), if_none_match, "application/json", lambda: body)
+    async def make() -> Response:
+        job: Reply | None = await state.jobs.get((caller.project_id, job_id))
+        if job is None:
+            raise service.no_job(job_id)
+        return answer(job.etag, if_none_match, "application/json", lambda: job.body)
 
-    return await reply_when_changed(request, waker, caller, job_id, wait, make)
+    return await reply_when_changed(request, state.waker, caller, job_id, wait, make)
 
 
 @router.get("/{job_id}/stream", dependencies=[needs(Scope.JOBS_READ)])
@@ -127,21 +152,21 @@ async def stream_job(
 def cancel_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str, Any]:
     """Cancel a job."""
     job = service.cancel_job(session, caller, job_id)
-    return job_to_wire(job, service.get_job_critic(session, job))
+    return job_to_wire(job, service.get_job_critics(session, job))
 
 
 @router.post("/{job_id}/pause", dependencies=[needs(Scope.JOBS_WRITE)])
 def pause_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str, Any]:
     """Pause a job: it keeps its last checkpoint and waits until it is resumed."""
     job = service.pause_job(session, caller, job_id)
-    return job_to_wire(job, service.get_job_critic(session, job))
+    return job_to_wire(job, service.get_job_critics(session, job))
 
 
 @router.post("/{job_id}/resume", dependencies=[needs(Scope.JOBS_WRITE)])
 def resume_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str, Any]:
     """Resume a paused job; it goes on where it was."""
     job = service.resume_job(session, caller, job_id)
-    return job_to_wire(job, service.get_job_critic(session, job))
+    return job_to_wire(job, service.get_job_critics(session, job))
 
 
 @router.get("/{job_id}/events", dependencies=[needs(Scope.JOBS_READ)])
@@ -209,7 +234,7 @@ async def retrieve_risk(
 
             return answer(etag, if_none_match, CURVE_TYPES[format], draw, **ATTACHMENT)
 
-    return await reply_when_changed(request, waker, caller, job_id, wait, make)
+    return await reply_when_changed(request, waker, caller, job_id, wait, partial(run_in_threadpool, make))
 
 
 def _draw_curve(
@@ -218,16 +243,12 @@ def _draw_curve(
     curve = build_packed_curve(*repository.load_curve(session, job), max_points)
     if format == "csv":
         return to_csv(curve).encode("utf-8")
-    critic = critic_to_wire(job, service.get_job_critic(session, job))
+    critic = critic_to_wire(job, service.get_job_critics(session, job))
     if format == "json":
         head = {"object": "risk_curve", "job": job.id, "critic": critic}
-        return _encode({**head, **curve, "total_steps": job.total_steps})
+        return encode({**head, **curve, "total_steps": job.total_steps})
     title = f"{job.id} · {job.request['safety']['method']} · {job.model}"
     return render_curve(curve, title=title, subtitle=describe_critic(critic), image=format)
-
-
-def _encode(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
 @router.get("/{job_id}/adapter", dependencies=[needs(Scope.ARTIFACTS_READ)])

@@ -8,7 +8,7 @@ from app.auth import Caller
 from app.base_models.repository import get_tuned_model
 from app.base_models.tuned import TunedModel
 from app.domain.training_spec import TrainingOptions
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, NotFound
 from app.jobs.schemas import JobCreate
 from app.models.job import Job
 
@@ -19,13 +19,13 @@ TUNED = "ft:"
 def find_parent(session: Session, caller: Caller, body: JobCreate) -> TunedModel | None:
     """Return the fine-tuned model or checkpoint that a request goes on from; None where it names a base model.
 
-    Raises InvalidRequest where the project may use no such model, or its weights are gone.
+    Raises NotFound where the project may use no such model, or its weights are gone.
     """
     if not body.model.startswith(TUNED):
         return None
     found = get_tuned_model(session, caller.project_id, body.model)
     if found is None or found.adapter_sha256 is None:
-        raise InvalidRequest(
+        raise NotFound(
             f"model: no fine-tuned model {body.model!r} can be trained further in this project: it does not exist, was"
             " deleted, or its job has not succeeded. GET /v1/models lists those that can",
             param="model",

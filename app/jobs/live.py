@@ -1,10 +1,11 @@
 """What changes while a job runs, as those who watch it see it: read for all of them at once, or by one who was away."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.conditional import encode, etag_of
 from app.database import Database, read_only
 from app.domain.job import TERMINAL, State
 from app.jobs import repository, service
@@ -17,6 +18,13 @@ from app.models.job import Event, Job
 
 EVENTS_A_LOOK = 200
 """What a look finds beyond them comes with the next one."""
+
+
+class Reply(NamedTuple):
+    """A job as it is sent."""
+
+    etag: str
+    body: bytes
 
 
 class Backlog(NamedTuple):
@@ -61,6 +69,18 @@ def read_head(database: Database, job_id: str) -> Head:
         return repository.list_heads(session, {job_id})[job_id]
 
 
+def read_replies(database: Database, jobs: Collection[tuple[str, str]]) -> dict[tuple[str, str], Reply]:
+    """Return these jobs, each named by its project and its id, as they are sent; those that there are."""
+    with read_only(database) as session:
+        found = repository.find_jobs(session, {job_id for _, job_id in jobs})
+        return {key: _reply(session, job) for job in found if (key := (job.project_id, job.id)) in jobs}
+
+
+def _reply(session: Session, job: Job) -> Reply:
+    body = encode(_wire(session, job))
+    return Reply(etag_of(body), body)
+
+
 def look(database: Database, before: Mapping[str, Head], key_ids: Set[str]) -> Look:
     """Return which of these keys still open anything, and what is new of the jobs."""
     with read_only(database) as session:
@@ -90,4 +110,4 @@ def _numbered(events: Sequence[Event]) -> tuple[tuple[int, dict[str, Any]], ...]
 
 
 def _wire(session: Session, job: Job) -> dict[str, Any]:
-    return job_to_wire(job, service.get_job_critic(session, job))
+    return job_to_wire(job, service.get_job_critics(session, job))

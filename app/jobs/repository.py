@@ -1,9 +1,10 @@
 """Every query of jobs, their events, steps and checkpoints, scoped by project."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Text, bindparam, cast, delete, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.domain.ledger import parse_leaf
@@ -19,7 +20,16 @@ STEPS_A_PIECE = 512
 
 def get_job(session: Session, project_id: str, job_id: str) -> Job | None:
     """Return a job of the project."""
-    return session.scalars(select(Job).where(Job.id == job_id, Job.project_id == project_id)).one_or_none()
+    return next((job for job in find_jobs(session, [job_id]) if job.project_id == project_id), None)
+
+
+_BY_ID = select(Job).where(Job.id.in_(bindparam("ids", expanding=True)))
+"""Asked for more than all the rest, and so made once."""
+
+
+def find_jobs(session: Session, job_ids: Iterable[str]) -> Sequence[Job]:
+    """Return those of these jobs that there are, of whatever project: the caller looks at `project_id`."""
+    return session.scalars(_BY_ID, {"ids": list(job_ids)}).all()
 
 
 def load_job(session: Session, job_id: str) -> Job:
@@ -28,12 +38,20 @@ def load_job(session: Session, job_id: str) -> Job:
 
 
 def list_jobs(
-    session: Session, project_id: str, *, after: str | None, limit: int, metadata: dict[str, str]
+    session: Session,
+    project_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    metadata: dict[str, str],
+    without_metadata: bool = False,
 ) -> Sequence[Job]:
-    """Return up to limit + 1 jobs, newest first, that have all of these metadata."""
+    """Return up to limit + 1 jobs, newest first, that have all of these metadata, or none at all."""
     query = select(Job).where(Job.project_id == project_id)
     for key, value in metadata.items():
-        query = query.where(Job.job_metadata[key].as_string() == value)
+        query = query.where(_has_metadata(session, key, value))
+    if without_metadata:
+        query = query.where(func.coalesce(cast(Job.job_metadata, Text), "null").in_(["null", "{}"]))
     if after is not None:
         cursor = session.execute(
             select(Job.created_at, Job.id).where(Job.id == after, Job.project_id == project_id)
@@ -44,9 +62,30 @@ def list_jobs(
     return session.scalars(query.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)).all()
 
 
+def _has_metadata(session: Session, key: str, value: str) -> ColumnElement[bool]:
+    if session.get_bind().dialect.name != "sqlite":
+        found: ColumnElement[bool] = Job.job_metadata[key].as_string() == value
+        return found
+    # A path of SQLite cannot name every key, such as one with a quote in it; its table of pairs can.
+    pairs = func.json_each(Job.job_metadata).table_valued("key", "value")
+    return select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists()
+
+
+class OfProject(Protocol):
+    """What names a job and whose it is: its row, or what its owner knows of it."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def project_id(self) -> str:
+        """The id of its project."""
+
+
 def add_event(
     session: Session,
-    job: Job,
+    job: OfProject,
     message: str,
     *,
     level: str = "info",
@@ -148,18 +187,23 @@ def list_resumable(session: Session, job_id: str) -> Sequence[Checkpoint]:
     ).all()
 
 
-def save_step(session: Session, job: Job, step: int, record: dict[str, Any]) -> None:
-    """Keep a step's record; a step done again after a crash replaces the one that was lost with it.
+_ADD_STEP = insert(Step.metadata.tables[Step.__tablename__])
+
+
+def save_step(session: Session, job: OfProject, step: int, record: dict[str, Any]) -> None:
+    """Keep a step's record. Those that a crash threw away are forgotten before their steps are done again.
 
     The steps before it have all that they will ever say, the run-level monitor's measurement too, so that they are
     packed now where there are enough of them.
     """
-    session.merge(Step(job_id=job.id, project_id=job.project_id, step=step, record=record))
+    session.execute(
+        _ADD_STEP, {"job_id": job.id, "project_id": job.project_id, "step": step, "record": record}
+    )
     if step % STEPS_A_PIECE == 1 and step > 1:
         _pack_until(session, job, step - 1)
 
 
-def _pack_until(session: Session, job: Job, last_step: int) -> None:
+def _pack_until(session: Session, job: OfProject, last_step: int) -> None:
     before = session.scalars(
         select(CurvePiece).where(CurvePiece.job_id == job.id).order_by(CurvePiece.last_step.desc()).limit(1)
     ).one_or_none()
@@ -171,6 +215,31 @@ def _pack_until(session: Session, job: Job, last_step: int) -> None:
     )
     packed = pack_steps(records, before.packed if before else None)
     session.add(CurvePiece(job_id=job.id, project_id=job.project_id, last_step=last_step, packed=packed))
+
+
+class Advance(NamedTuple):
+    """How far a job is, in the columns of its row."""
+
+    step: int
+    trained_tokens: int
+    risk_mean: float | None
+    beta_mean: float | None
+    estimated_finish_at: datetime | None
+
+
+_JOBS = Job.metadata.tables[Job.__tablename__]
+_ADVANCE = (
+    update(_JOBS)
+    .where(_JOBS.c.id == bindparam("job"), _JOBS.c.step == bindparam("before"))
+    .values({name: bindparam(f"new_{name}") for name in Advance._fields})
+)
+
+
+def advance(session: Session, job_id: str, before: int, now: Advance) -> bool:
+    """Say how far a job is. False where it is not where its owner left it."""
+    values = {f"new_{name}": value for name, value in now._asdict().items()}
+    moved = session.connection().execute(_ADVANCE, {"job": job_id, "before": before, **values})
+    return moved.rowcount == 1
 
 
 def load_curve(session: Session, job: Job) -> tuple[Sequence[bytes], Sequence[dict[str, Any]]]:

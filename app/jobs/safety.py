@@ -1,17 +1,20 @@
 """What a job's safety rests on: its critic and the registered sets of rows, chosen and pinned when it is created."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.critics.repository import get_critic, get_newest_critic
-from app.domain.control_law import compute_s, compute_threshold
+from app.domain.control_law import compute_s, compute_threshold, fitted_ids
 from app.domain.rubric import judge_digest
 from app.domain.safety_spec import (
     ALIGNMENT_KINDS,
+    DEFAULT_CATEGORY,
     ActivationCritic,
     AdaptiveKL,
     Antidote,
+    AnyCritic,
     AnySafety,
     CombinedCritic,
     ConstantCritic,
@@ -27,15 +30,13 @@ from app.models.safety_set import SafetySet
 from app.safety_sets.repository import get_newest_set, get_set
 from app.safety_sets.service import how_to_register_anchors
 
-AnyCritic = ActivationCritic | JudgeCritic | ConstantCritic | CombinedCritic
-
 
 class Chosen(NamedTuple):
     """A safety object whose every reference is named, and the rows behind the references."""
 
     safety: AnySafety
-    critic: Critic | None
-    """The fitted critic: the activation critic, or the judge's fallback."""
+    fitted: list[Critic]
+    """The fitted critics: activation critics, and what a judge falls back on, in the order in which they are named."""
     anchors: SafetySet | None
     alignment: SafetySet | None
     """Safe demonstrations or harmful rows, as the method needs them."""
@@ -53,53 +54,59 @@ def choose(session: Session, base: BaseModel, safety: AnySafety, judge_model: st
             param="safety.critic",
             code="judge_not_configured",
         )
-    newest = get_newest_critic(session, base)
     wanted = safety.critic
-    if wanted is None and newest is not None:
+    if wanted is None and get_newest_critic(session, base) is not None:
         wanted = ActivationCritic()
-    critic = _choose_critic(session, base, wanted, newest)
+    critic = wanted and _pin(session, base, wanted, "safety.critic")
+    fitted = list_fitted(session, critic.model_dump() if critic else None)
     anchors = _choose_anchors(session, base, safety)
     alignment = _choose_alignment(session, base, safety)
-    pinned: dict[str, object] = {"critic": wanted and _pin(wanted, critic)}
+    pinned: dict[str, object] = {"critic": critic}
     if anchors is not None:
         pinned["anchors"] = safety.anchors and safety.anchors.model_copy(update={"id": anchors.id})
         pinned["monitor"] = safety.monitor and safety.monitor.model_copy(update={"id": anchors.id})
     if alignment is not None:
         pinned["alignment_file"] = alignment.id
-    chosen = Chosen(safety.model_copy(update=pinned), critic, anchors, alignment)
+    chosen = Chosen(safety.model_copy(update=pinned), fitted, anchors, alignment)
     # A job whose threshold nobody can find must be refused now: later there is nobody to tell.
-    automatic_threshold(chosen.safety, critic)
+    automatic_threshold(chosen.safety, fitted)
     return chosen
 
 
-def automatic_threshold(safety: AnySafety, critic: Critic | None) -> float | None:
+def automatic_threshold(safety: AnySafety, fitted: Sequence[Critic]) -> float | None:
     """Return the s that `threshold: auto` stands for; None where the method has no threshold or it was given.
 
     Raises InvalidRequest for a critic from before thresholds were kept.
     """
     if not isinstance(safety, AdaptiveKL | Filter) or safety.threshold != "auto":
         return None
-    activation = None
-    if critic is not None and critic.threshold is not None:
-        activation = compute_s(critic.threshold, critic.low, critic.high, safety.s_scale)
+    thresholds: dict[str | None, float] = {
+        each.id: compute_s(each.threshold, each.low, each.high, safety.s_scale)
+        for each in fitted
+        if each.threshold is not None
+    }
     try:
-        return compute_threshold(safety.critic.model_dump(), activation)
+        return compute_threshold(safety.critic.model_dump(), thresholds)
     except ValueError as error:
         raise InvalidRequest(f"safety.threshold: {error}", param="safety.threshold") from error
 
 
-def critic_digest(wanted: AnyCritic, critic: Critic | None, judge_model: str) -> str:
+def critic_digest(wanted: AnyCritic, fitted: Sequence[Critic], judge_model: str) -> str:
     """Return the digest by which records name a pinned critic."""
-    fitted = critic.digest if critic else None
+    digests: dict[str | None, str] = {each.id: each.digest for each in fitted}
     if isinstance(wanted, CombinedCritic):
-        return wanted.digest([critic_digest(part, critic, judge_model) for part in wanted.critics])
+        return wanted.digest([critic_digest(part, fitted, judge_model) for part in wanted.critics])
     if isinstance(wanted, JudgeCritic):
-        return judge_digest(wanted.digest(fitted), judge_model)
+        return judge_digest(wanted.digest(digests.get(wanted.fallback)), judge_model)
     if isinstance(wanted, ConstantCritic):
         return wanted.digest()
-    if fitted is None:
-        raise ValueError("an activation critic was pinned without its row")
-    return fitted
+    return digests[wanted.id]
+
+
+def list_fitted(session: Session, pinned: Mapping[str, Any] | None) -> list[Critic]:
+    """Return the fitted critics that a pinned critic, in its JSON form, reads with or falls back on, in its order."""
+    found = (get_critic(session, each) for each in fitted_ids(pinned) if each is not None)
+    return [each for each in found if each is not None]
 
 
 def _has_judge(wanted: AnyCritic | None) -> bool:
@@ -108,55 +115,76 @@ def _has_judge(wanted: AnyCritic | None) -> bool:
     return isinstance(wanted, JudgeCritic)
 
 
-def _choose_critic(
-    session: Session, base: BaseModel, wanted: AnyCritic | None, newest: Critic | None
-) -> Critic | None:
-    parts = wanted.critics if isinstance(wanted, CombinedCritic) else (wanted,)
-    is_needed = any(isinstance(part, ActivationCritic) for part in parts)
-    named = {
-        value: f"safety.critic.{'critics' if len(parts) > 1 else field}"
-        for part in parts
-        for field, value in (
-            ("id", part.id if isinstance(part, ActivationCritic) else None),
-            ("fallback", part.fallback if isinstance(part, JudgeCritic) else None),
-        )
-        if value is not None
-    }
-    if len(named) > 1:
+def _pin(session: Session, base: BaseModel, wanted: AnyCritic, field: str) -> AnyCritic:
+    """Return the critic with every fitted one in it named. `field` is its path in the request."""
+    if isinstance(wanted, CombinedCritic):
+        return _pin_parts(session, base, wanted, field)
+    if isinstance(wanted, ActivationCritic):
+        found = _find_critic(session, base, wanted, field)
+        return wanted.model_copy(update={"id": found.id, "category": found.category})
+    if isinstance(wanted, JudgeCritic):
+        if wanted.fallback is not None:
+            _named_critic(session, base, wanted.fallback, field, "fallback")
+            return wanted
+        newest = get_newest_critic(session, base)
+        return wanted.model_copy(update={"fallback": newest.id if newest else None})
+    return wanted
+
+
+def _pin_parts(session: Session, base: BaseModel, wanted: CombinedCritic, field: str) -> CombinedCritic:
+    parts: list[AnyCritic] = list(wanted.critics)
+    read: dict[str, str] = {}
+    for place, part in enumerate(parts):
+        if not isinstance(part, ActivationCritic):
+            continue
+        where = f"{field}.critics[{place}]"
+        found = _find_critic(session, base, part, where)
+        if found.digest in read:
+            raise InvalidRequest(
+                f"{where}: {found.id} is the same activation critic as {read[found.digest]}; name each once",
+                param=where,
+            )
+        read[found.digest] = found.id
+        parts[place] = part.model_copy(update={"id": found.id, "category": found.category})
+    first = next(iter(read.values()), None)
+    for place, part in enumerate(parts):
+        if isinstance(part, JudgeCritic):
+            judge = part if part.fallback else part.model_copy(update={"fallback": first})
+            parts[place] = _pin(session, base, judge, f"{field}.critics[{place}]")
+    return wanted.model_copy(update={"critics": tuple(parts)})
+
+
+def _find_critic(session: Session, base: BaseModel, wanted: ActivationCritic, field: str) -> Critic:
+    if wanted.id is None:
+        category = wanted.category or DEFAULT_CATEGORY
+        newest = get_newest_critic(session, base, category)
+        if newest is None:
+            raise _no_critic(base, field, f"none of the category {category!r} was fitted yet", category)
+        return newest
+    found = _named_critic(session, base, wanted.id, field, "id")
+    if wanted.category not in (None, found.category):
         raise InvalidRequest(
-            f"safety.critic.critics: {' and '.join(sorted(named))} are two; a job has one activation critic",
-            param="safety.critic.critics",
+            f"{field}.category: {found.id} is of the category {found.category!r}, not {wanted.category!r}",
+            param=f"{field}.category",
         )
-    if not named:
-        if is_needed and newest is None:
-            raise _no_critic(base, "safety.critic", "none was fitted yet")
-        return newest if is_needed or _has_judge(wanted) else None
-    ((critic_id, param),) = named.items()
-    critic = get_critic(session, critic_id)
-    if critic is None or critic.base_digest != base.digest:
-        raise _no_critic(base, param, f"{critic_id!r} is not one")
-    return critic
+    return found
 
 
-def _no_critic(base: BaseModel, param: str, found: str) -> InvalidRequest:
+def _named_critic(session: Session, base: BaseModel, critic_id: str, field: str, name: str) -> Critic:
+    found = get_critic(session, critic_id)
+    if found is None or found.base_digest != base.digest:
+        raise _no_critic(base, f"{field}.{name}", f"{critic_id!r} is not one")
+    return found
+
+
+def _no_critic(base: BaseModel, param: str, found: str, category: str = DEFAULT_CATEGORY) -> InvalidRequest:
+    option = "" if category == DEFAULT_CATEGORY else f" --category {category}"
     return InvalidRequest(
-        f"safety.critic: the base model {base.name!r} needs an activation critic that was fitted for it, and"
-        f" {found}; fit one with: tether critics fit --base {base.name} --data FILE",
+        f"{param}: the base model {base.name!r} needs an activation critic that was fitted for it, and {found}; fit one"
+        f" with: tether critics fit --base {base.name}{option} --data FILE",
         param=param,
         code="critic_not_found",
     )
-
-
-def _pin(wanted: AnyCritic, critic: Critic | None) -> AnyCritic:
-    """Return the critic with the fitted one named wherever it is used."""
-    name = critic.id if critic else None
-    if isinstance(wanted, CombinedCritic):
-        return wanted.model_copy(update={"critics": tuple(_pin(part, critic) for part in wanted.critics)})
-    if isinstance(wanted, JudgeCritic):
-        return wanted.model_copy(update={"fallback": name})
-    if isinstance(wanted, ActivationCritic):
-        return wanted.model_copy(update={"id": name})
-    return wanted
 
 
 def _choose_anchors(session: Session, base: BaseModel, safety: AnySafety) -> SafetySet | None:

@@ -1,5 +1,6 @@
 """Fine-tuning jobs on the wire."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -8,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from app.domain.control_law import is_protected
 from app.domain.frozen import Frozen
 from app.domain.job import WIRE_STATUS, State
-from app.domain.safety_spec import Safety, safety_from_preset
-from app.domain.training_spec import Hyperparameters, Method, TrainingOptions, TrainingSpec
+from app.domain.safety_spec import DEFAULT_CATEGORY, Safety, safety_from_preset
+from app.domain.training_spec import Hyperparameters, Method, TrainingOptions
 from app.integrations.schemas import Integration
 from app.models.base_model import Critic
 from app.models.job import Checkpoint, Event, Job
@@ -20,6 +21,7 @@ ORGANISATION = "org-tether"
 # PostgreSQL can store NUL inside of JSON, and then fails on every query that looks there.
 MetadataKey = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
 class JobCreate(Frozen):
@@ -30,7 +32,7 @@ class JobCreate(Frozen):
     validation_file: str | None = None
     suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     method: Method = Method()
     hyperparameters: Annotated[Hyperparameters | None, Field(description="Deprecated; use method.")] = None
@@ -53,18 +55,15 @@ class JobCreate(Frozen):
         return self.hyperparameters or (supervised and supervised.hyperparameters) or Hyperparameters()
 
 
-def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
+def job_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any]:
     """Return OpenAI's job object with our `safety` and `training` beside it."""
     work = job.work
     state = State(work.state)
-    spec = TrainingSpec.model_validate(job.spec) if job.spec is not None else None
-    chosen = spec or job.request["hyperparameters"]
-    hyperparameters = {
-        name: chosen[name] if isinstance(chosen, dict) else getattr(chosen, name)
-        for name in Hyperparameters.model_fields
-    }
-    # As it was stored: a job from before a field existed must not be shown with that field's default.
+    # As they were stored: a job from before a field existed must not be shown with that field's default.
+    chosen = job.spec or job.request["hyperparameters"]
+    hyperparameters = {name: chosen[name] for name in Hyperparameters.model_fields}
     safety = (job.spec or job.request)["safety"]
+    training = job.spec or job.request["training"]
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -87,7 +86,7 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
         "validation_file": job.validation_file,
         "safety": {
             **safety,
-            "critic": critic_to_wire(job, critic),
+            "critic": critic_to_wire(job, fitted),
             "state": state,
             "pause_reason": work.args.get("pause", {}).get("reason"),
             "protected": is_protected(safety),
@@ -96,7 +95,7 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
             "attempts": work.attempt,
         },
         "training": {
-            **(spec.training() if spec else job.request["training"]),
+            **{name: training[name] for name in TrainingOptions.model_fields if name in training},
             "base_model": job.model,
             "lineage": job.lineage or [],
             "started_at": _seconds(work.started_at),
@@ -111,20 +110,20 @@ def job_to_wire(job: Job, critic: Critic | None) -> dict[str, Any]:
 _STANDING = (State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
-def critic_to_wire(job: Job, critic: Critic | None) -> dict[str, Any] | None:
-    """Return a job's critic with what is known of its quality: a risk number is one critic's estimate."""
+def critic_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any] | None:
+    """Return a job's critic with what is known of the quality of each part: a risk number is a critic's estimate."""
     chosen: dict[str, Any] | None = job.request["safety"]["critic"]
-    if chosen is None or critic is None:
-        return chosen
-    quality = {name: critic.report.get(name) for name in ("auroc", "tpr_at_1_percent_fpr")}
+    return chosen and _with_quality(chosen, {each.id: each for each in fitted})
+
+
+def _with_quality(chosen: dict[str, Any], fitted: Mapping[str, Critic]) -> dict[str, Any]:
     if chosen["type"] == "combined":
-        return {**chosen, "critics": [_with_quality(part, quality) for part in chosen["critics"]]}
-    return _with_quality(chosen, quality)
-
-
-def _with_quality(chosen: dict[str, Any], quality: dict[str, Any]) -> dict[str, Any]:
+        return {**chosen, "critics": [_with_quality(part, fitted) for part in chosen["critics"]]}
     # Of a judge nobody knows how good it is; the quality of its fallback says nothing of it.
-    return {**chosen, "quality": quality} if chosen["type"] == "activation" else chosen
+    if chosen["type"] != "activation" or chosen["id"] not in fitted:
+        return chosen
+    report = fitted[chosen["id"]].report
+    return {**chosen, "quality": {name: report.get(name) for name in ("auroc", "tpr_at_1_percent_fpr")}}
 
 
 def describe_critic(critic: dict[str, Any] | None) -> str:
@@ -139,11 +138,16 @@ def _describe_part(critic: dict[str, Any]) -> str:
     if kind == "judge":
         return f"a judge, {critic['votes']} vote{'' if critic['votes'] == 1 else 's'} a text"
     if kind == "combined":
-        rule = "the highest" if critic["rule"] == "max" else "the weighted sum"
-        return f"{rule} of: {'; '.join(map(_describe_part, critic['critics']))}"
+        parts = list(map(_describe_part, critic["critics"]))
+        if critic["rule"] == "max":
+            return f"the highest of: {'; '.join(parts)}"
+        weighed = (f"{weight:g} × {part}" for weight, part in zip(critic["weights"], parts, strict=True))
+        return f"the weighted sum of: {'; '.join(weighed)}"
     quality = critic["quality"]
+    # Jobs from before there were categories do not name one.
+    category = critic.get("category", DEFAULT_CATEGORY)
     return (
-        f"{critic['id']}; on held-out topics AUROC {quality['auroc']:.3f},"
+        f"{critic['id']}{'' if category == DEFAULT_CATEGORY else f' ({category})'}; on held-out topics AUROC {quality['auroc']:.3f},"
         f" TPR at 1 % FPR {quality['tpr_at_1_percent_fpr']:.3f}"
     )
 

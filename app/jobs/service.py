@@ -12,7 +12,6 @@ from app.auth import Caller
 from app.base_models.repository import get_base_model
 from app.base_models.service import find_base_model
 from app.base_models.tuned import TunedModel
-from app.critics.repository import get_critic
 from app.domain.job import OWNED, TERMINAL, Desired, State, WorkKind
 from app.domain.ledger import digest_of
 from app.domain.safety_policy import SafetyPolicy
@@ -22,7 +21,7 @@ from app.errors import Conflict, InvalidRequest, NotFound
 from app.files.repository import get_file
 from app.jobs import repository
 from app.jobs.lineage import adapter_shape, extend_lineage, find_parent, parent_body
-from app.jobs.safety import Chosen, automatic_threshold, choose, critic_digest
+from app.jobs.safety import Chosen, automatic_threshold, choose, critic_digest, list_fitted
 from app.jobs.schemas import JobCreate
 from app.models.base import new_id
 from app.models.base_model import BaseModel, Critic
@@ -58,6 +57,7 @@ def create_job(
     parent = find_parent(session, caller, body)
     base = _usable_base(session, body, parent)
     chosen = choose(session, base, body.safety, judge_model)
+    policy.check_categories(chosen.safety)
     files = [_usable_file(session, caller, "training_file", body.training_file)]
     if body.validation_file is not None:
         files.append(_usable_file(session, caller, "validation_file", body.validation_file))
@@ -78,7 +78,7 @@ def create_job(
         model=base.name,
         training_file=body.training_file,
         validation_file=body.validation_file,
-        critic_id=chosen.critic.id if chosen.critic else None,
+        critic_id=chosen.fitted[0].id if chosen.fitted else None,
         suffix=body.suffix,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
         job_metadata=body.metadata,
@@ -139,6 +139,7 @@ def plan_job(
     parent = find_parent(session, caller, body)
     base = _usable_base(session, body, parent)
     chosen = choose(session, base, body.safety, judge_model)
+    policy.check_categories(chosen.safety)
     files = [_usable_file(session, caller, "training_file", body.training_file)]
     if body.validation_file is not None:
         files.append(_usable_file(session, caller, "validation_file", body.validation_file))
@@ -156,7 +157,7 @@ def plan_job(
         rows=files[0].rows or 0,
         hidden_size=base.hidden_size,
         max_position_embeddings=base.max_position_embeddings,
-        critic_threshold=automatic_threshold(chosen.safety, chosen.critic),
+        critic_threshold=automatic_threshold(chosen.safety, chosen.fitted),
     )
     return Plan(base, chosen, files, spec)
 
@@ -175,7 +176,7 @@ def start_validated(session: Session, job: Job, training_file: File) -> None:
         rows=training_file.rows,
         hidden_size=base.hidden_size,
         max_position_embeddings=base.max_position_embeddings,
-        critic_threshold=automatic_threshold(safety, get_job_critic(session, job)),
+        critic_threshold=automatic_threshold(safety, get_job_critics(session, job)),
     )
     job.spec = spec.model_dump(mode="json")
     work = session.get_one(Work, job.id)
@@ -271,15 +272,18 @@ def get_job(session: Session, project_id: str, job_id: str) -> Job:
     """Return a job of the project. Raises NotFound."""
     job = repository.get_job(session, project_id, job_id)
     if job is None:
-        raise NotFound(
-            f"no fine-tuning job has the id {job_id!r} in this project", param="fine_tuning_job_id"
-        )
+        raise no_job(job_id)
     return job
 
 
-def get_job_critic(session: Session, job: Job) -> Critic | None:
-    """Return the critic that measures this job."""
-    return get_critic(session, job.critic_id) if job.critic_id else None
+def no_job(job_id: str) -> NotFound:
+    """Return what says that the project has no such job."""
+    return NotFound(f"no fine-tuning job has the id {job_id!r} in this project", param="fine_tuning_job_id")
+
+
+def get_job_critics(session: Session, job: Job) -> list[Critic]:
+    """Return the fitted critics that measure this job or that its judge falls back on."""
+    return list_fitted(session, job.request["safety"]["critic"])
 
 
 def _usable_base(session: Session, body: JobCreate, parent: TunedModel | None) -> BaseModel:
@@ -297,7 +301,7 @@ def _usable_base(session: Session, body: JobCreate, parent: TunedModel | None) -
 def _usable_file(session: Session, caller: Caller, param: str, file_id: str) -> File:
     file = get_file(session, caller.project_id, file_id)
     if file is None:
-        raise InvalidRequest(
+        raise NotFound(
             f"{param}: no file has the id {file_id!r} in this project", param=param, code="file_not_found"
         )
     if file.purpose != "fine-tune":
@@ -329,14 +333,23 @@ def _created_body(job: Job, base: BaseModel, chosen: Chosen, files: list[File]) 
 
 
 def _critic_body(chosen: Chosen, judge_model: str) -> dict[str, Any] | None:
-    """Return what names the critic, and the points and threshold of the fitted one that it reads."""
-    wanted, fitted = chosen.safety.critic, chosen.critic
+    """Return what names the critic, and the points and threshold of each fitted one that it reads."""
+    wanted, fitted = chosen.safety.critic, chosen.fitted
     if wanted is None:
         return None
     return {
-        "id": fitted.id if fitted and wanted.type == "activation" else wanted.type,
+        "id": fitted[0].id if wanted.type == "activation" else wanted.type,
         "sha256": critic_digest(wanted, fitted, judge_model),
-        **{name: getattr(fitted, name, None) for name in ("low", "high", "threshold")},
+        "fitted": [
+            {
+                "id": each.id,
+                "sha256": each.digest,
+                "low": each.low,
+                "high": each.high,
+                "threshold": each.threshold,
+            }
+            for each in fitted
+        ],
     }
 
 

@@ -8,7 +8,7 @@ and at last `end`, whose data say why nothing comes after it.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from fastapi import Request
@@ -138,20 +138,25 @@ def _message(name: str, data: dict[str, Any], *, id: str | None = None) -> bytes
 
 
 async def reply_when_changed(
-    request: Request, waker: Waker, caller: Caller, job_id: str, wait_s: float, make: Callable[[], Response]
+    request: Request,
+    waker: Waker,
+    caller: Caller,
+    job_id: str,
+    wait_s: float,
+    make: Callable[[], Awaitable[Response]],
 ) -> Response:
     """Return a reply at once where the client does not have it yet, else when the job changes or the time is over.
 
     `make` makes the reply, 304 for what the client has. Raises NotAuthenticated where the key ends meanwhile.
     """
-    reply = await run_in_threadpool(make)
+    reply = await make()
     if reply.status_code != 304 or not wait_s:
         return reply
     clock = asyncio.get_running_loop().time
     until = clock() + wait_s
     async with waker.watch(job_id, caller) as watch:
         # It may have changed before the watch began.
-        reply = await run_in_threadpool(make)
+        reply = await make()
         while reply.status_code == 304 and (left := until - clock()) > 0:
             update = await watch.next(min(left, 1.0))
             if watch.ended is Ended.KEY_REVOKED:
@@ -159,5 +164,5 @@ async def reply_when_changed(
             if watch.ended is not None or await request.is_disconnected():
                 break
             if update is not None:
-                reply = await run_in_threadpool(make)
+                reply = await make()
     return reply

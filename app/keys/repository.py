@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any, NamedTuple
 
-from sqlalchemy import or_, select, tuple_, update
+from sqlalchemy import bindparam, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.domain.scopes import Role
@@ -14,6 +15,30 @@ from app.pages import unknown_cursor
 def find_key(session: Session, digest: str) -> ApiKey | None:
     """Return the key with this digest, whatever became of it."""
     return session.scalars(select(ApiKey).where(ApiKey.key_digest == digest)).one_or_none()
+
+
+class KeyRow(NamedTuple):
+    """What decides about a key. It is read for every request, and so without making an object of the row."""
+
+    id: str
+    project_id: str
+    key_digest: str
+    role: str
+    scopes: list[Any] | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+_TABLE = ApiKey.metadata.tables[ApiKey.__tablename__]
+_BY_DIGEST = select(*(_TABLE.c[name] for name in KeyRow._fields)).where(
+    _TABLE.c.key_digest.in_(bindparam("digests", expanding=True))
+)
+
+
+def find_keys(session: Session, digests: Iterable[str]) -> list[KeyRow]:
+    """Return what is known of the keys with these digests, whatever became of them."""
+    return [KeyRow(*row) for row in session.execute(_BY_DIGEST, {"digests": list(digests)})]
 
 
 def get_key(session: Session, project_id: str | None, key_id: str, *, lock: bool = False) -> ApiKey | None:

@@ -40,7 +40,7 @@ OPERATOR_AT_THE_MACHINE = Grantor(None, SCOPES_OF[Role.OPERATOR], None)
 """Who uses the command line has the database itself."""
 
 
-def scopes_of(key: ApiKey) -> frozenset[Scope]:
+def scopes_of(key: ApiKey | repository.KeyRow) -> frozenset[Scope]:
     """Return what a key may do: the scopes of its role, or those among them that it was given."""
     of_its_role = SCOPES_OF[Role(key.role)]
     return of_its_role if key.scopes is None else of_its_role.intersection(map(Scope, key.scopes))

@@ -1,35 +1,43 @@
 """/v1/files/{file_id}/report, /v1/files/{file_id}/exclude, /v1/reports, /v1/fine_tuning/jobs/estimate"""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.auth import Caller
+from app.auth import Caller, require
 from app.dependencies import CallerDep, DatabaseDep, PolicyDep, SessionDep, SettingsDep, needs
 from app.domain.safety_policy import SafetyPolicy
 from app.domain.scopes import Scope
 from app.errors import InvalidRequest
-from app.files.schemas import file_to_wire
 from app.files.service import TRAINING, get_file
-from app.jobs.schemas import JobCreate, job_to_wire
+from app.idempotency import AttemptDep
+from app.jobs.schemas import JobCreate
 from app.models.report import Report
 from app.reports import service
 from app.reports.html import HEADERS, render_report
-from app.reports.schemas import Exclusion, report_to_wire, unchecked_to_wire
+from app.reports.schemas import (
+    DATASET_REPORT,
+    ESTIMATE,
+    SCOPE_OF,
+    Exclusion,
+    kind_of,
+    report_to_wire,
+    unchecked_to_wire,
+)
 
 router = APIRouter(tags=["reports"])
 
 RETRY_AFTER_S = 2
 Format = Literal["json", "html"]
-DATASET_REPORT = "dataset_report"
-ESTIMATE = "fine_tuning.job.estimate"
 
 
-@router.get("/v1/files/{file_id}/report", dependencies=[needs(Scope.FILES_READ)])
+@router.get("/v1/files/{file_id}/report", dependencies=[needs(SCOPE_OF[DATASET_REPORT])])
 def retrieve_file_report(
+    request: Request,
     caller: CallerDep,
     session: SessionDep,
     policy: PolicyDep,
@@ -48,9 +56,8 @@ def retrieve_file_report(
     file = get_file(session, caller.project_id, file_id)
     if file.purpose == TRAINING and file.status != "processed":
         waiting = file.status == "uploaded"
-        return _reply(
-            unchecked_to_wire(file), f"/v1/files/{file_id}/report?model={model}" if waiting else None
-        )
+        again = f"{request.url.path}?{urlencode(request.query_params.multi_items())}"
+        return _reply(unchecked_to_wire(file), again if waiting else None)
     try:
         body = JobCreate.model_validate(
             {
@@ -67,21 +74,29 @@ def retrieve_file_report(
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InvalidRequest(f"safety: {message}", param="safety") from None
     report = service.request_report(
-        session, caller, policy[0], body, judge_model=settings.judge_model, risk=risk, retry=retry
+        session,
+        caller,
+        policy[0],
+        body,
+        kind=DATASET_REPORT,
+        judge_model=settings.judge_model,
+        risk=risk,
+        retry=retry,
     )
-    return _show(session, caller, policy[0], report, format, DATASET_REPORT)
+    return _show(session, caller, policy[0], report, format)
 
 
-@router.get("/v1/reports/{report_id}", dependencies=[needs(Scope.FILES_READ)])
+@router.get("/v1/reports/{report_id}", dependencies=[needs(*SCOPE_OF.values())])
 def retrieve_report(
     caller: CallerDep, session: SessionDep, policy: PolicyDep, report_id: str, format: Format = "json"
 ) -> Response:
     """Return a report by its id; 202 while it is being made."""
     report = service.get_report(session, caller.project_id, report_id)
-    return _show(session, caller, policy[0], report, format, DATASET_REPORT)
+    require(caller, SCOPE_OF[kind_of(report)])
+    return _show(session, caller, policy[0], report, format)
 
 
-@router.post("/v1/fine_tuning/jobs/estimate", dependencies=[needs(Scope.JOBS_WRITE)])
+@router.post("/v1/fine_tuning/jobs/estimate", dependencies=[needs(SCOPE_OF[ESTIMATE])])
 def estimate_job(
     caller: CallerDep,
     session: SessionDep,
@@ -92,9 +107,9 @@ def estimate_job(
 ) -> Response:
     """Return what a job of this body would be, without creating it; 202 while it is being worked out."""
     report = service.request_report(
-        session, caller, policy[0], body, judge_model=settings.judge_model, retry=retry
+        session, caller, policy[0], body, kind=ESTIMATE, judge_model=settings.judge_model, retry=retry
     )
-    return _show(session, caller, policy[0], report, "json", ESTIMATE)
+    return _show(session, caller, policy[0], report, "json")
 
 
 @router.post("/v1/files/{file_id}/exclude", dependencies=[needs(Scope.FILES_WRITE)])
@@ -103,27 +118,24 @@ def exclude_rows(
     database: DatabaseDep,
     policy: PolicyDep,
     settings: SettingsDep,
+    attempt: AttemptDep,
     file_id: str,
     body: Exclusion,
 ) -> dict[str, Any]:
-    """Make a new file without some rows, and run a job again on it where one is named."""
-    made = service.exclude_rows(database, settings, caller, policy, file_id, body)
-    return {
-        "object": "file.exclusion",
-        "file": file_to_wire(made.file),
-        "job": job_to_wire(made.job, made.critic) if made.job else None,
-    }
+    """Make a new file without some rows, and run a job again on it where one is named; once for an Idempotency-Key."""
+    if body.run_again is not None:
+        # The new job shows what the old one was asked for.
+        require(caller, Scope.JOBS_READ)
+        require(caller, Scope.JOBS_WRITE)
+    return service.exclude_rows(database, settings, caller, policy, attempt, file_id, body)
 
 
-def _show(
-    session: Session, caller: Caller, policy: SafetyPolicy, report: Report, format: Format, kind: str
-) -> Response:
+def _show(session: Session, caller: Caller, policy: SafetyPolicy, report: Report, format: Format) -> Response:
     wire = report_to_wire(
         report,
         visibility=service.read_risks(session, caller, policy, report),
-        critic=service.get_report_critic(session, report),
+        critics=service.get_report_critics(session, report),
         time=service.estimate_time(session, report),
-        kind=kind,
     )
     if format == "html" and report.body is not None:
         return HTMLResponse(render_report(wire), headers=HEADERS)

@@ -50,7 +50,10 @@ def render_report(report: dict[str, Any]) -> str:
         parts += [
             "<h2>Riskiest rows</h2>",
             _table(
-                [(f"row {each['row']}", each.get("s", each["bucket"]), each["treatment"]) for each in risky]
+                [
+                    (f"row {each['row']}", each.get("s", each["bucket"]), each.get("treatment", ""))
+                    for each in risky
+                ]
             ),
         ]
     parts.append("<h2>What is trained</h2><p>Marked text is what the model learns to write.</p>")

@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 from collections.abc import Collection
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -11,26 +11,30 @@ from sqlalchemy.orm import Session
 from app import queue, storage
 from app.auth import Caller
 from app.base_models.service import find_base_model
-from app.critics.repository import get_critic, get_newest_critic
+from app.critics.repository import get_newest_critic
 from app.database import Database, read_only, unit_of_work
 from app.domain.dataset import MAX_LINE_BYTES
 from app.domain.job import WorkKind
 from app.domain.ledger import digest_of
 from app.domain.row_risks import EDGES, Visibility, unpack_scores
 from app.domain.safety_policy import SafetyPolicy
-from app.errors import Conflict, InvalidRequest, NotFound
+from app.domain.safety_spec import ActivationCritic, without_judge
+from app.errors import Conflict, InvalidRequest, NotFound, TetherError
 from app.files.repository import get_file as get_client_file
 from app.files.service import TRAINING, add_file, get_file
+from app.idempotency import Attempt, once
+from app.integrations.service import check_integrations, start_exports
+from app.jobs.safety import list_fitted
 from app.jobs.schemas import JobCreate
-from app.jobs.service import create_job, get_job, get_job_critic, plan_job
+from app.jobs.service import create_job, get_job, get_job_critics, plan_job
 from app.models.base import new_id, utc_now
 from app.models.base_model import Critic
 from app.models.file import File
 from app.models.job import Job
-from app.models.report import Report
+from app.models.report import Report, reading_of
 from app.quotas.service import take_storage
 from app.reports import repository
-from app.reports.schemas import Exclusion, status_of
+from app.reports.schemas import Exclusion, exclusion_to_wire, status_of
 from app.settings import Settings
 from app.work import repository as work_repository
 
@@ -43,13 +47,8 @@ MAX_NAMED_ROWS = 1000
 """Rows that a file names of those that were left out of it."""
 
 
-class Finished(NamedTuple):
-    """A new file without some rows, and the job that was run again on it."""
-
-    file: File
-    job: Job | None
-    critic: Critic | None
-    """The job's."""
+class _NotDoneYet(Exception):
+    """Nobody has sent this request before."""
 
 
 def request_report(
@@ -58,26 +57,32 @@ def request_report(
     policy: SafetyPolicy,
     body: JobCreate,
     *,
+    kind: str,
     judge_model: str,
     risk: bool = True,
     retry: bool = False,
 ) -> Report:
-    """Return the report on what a job of this body would be; ask for it where nobody has yet.
+    """Return the report of a kind on what a job of this body would be; ask for it where nobody has yet.
 
     With `retry` a report that failed is asked for again. Raises as creating the job would, and Conflict where a file
     is still being checked or too many reports are under way.
     """
     plan = plan_job(session, caller, policy, body, judge_model=judge_model)
-    critic = (plan.chosen.critic or get_newest_critic(session, plan.base)) if risk else None
+    reading = without_judge(plan.spec.safety.critic) if risk else None
     validation = plan.files[1] if len(plan.files) > 1 else None
     args: dict[str, Any] = {
+        "kind": kind,
         "training_file": plan.files[0].id,
         "data_sha256": plan.files[0].sha256,
         "validation_file": validation.id if validation else None,
         "validation_sha256": validation.sha256 if validation else None,
         "base_model": plan.base.name,
-        "critic": critic.id if critic else None,
+        "reading": reading.model_dump() if reading else None,
+        # Where one fitted critic alone measures, so that its scores are found again.
+        "critic": reading.id if isinstance(reading, ActivationCritic) else None,
         "spec": plan.spec.model_dump(mode="json"),
+        # The spec has what `auto` came to.
+        "asked_threshold": getattr(body.safety, "threshold", None),
         "alignment_rows": plan.chosen.alignment.rows if plan.chosen.alignment else 0,
     }
     digest = digest_of({"version": VERSION, "base_sha256": plan.base.digest, **args})
@@ -150,10 +155,9 @@ def read_risks(session: Session, caller: Caller, policy: SafetyPolicy, report: R
     return visibility
 
 
-def get_report_critic(session: Session, report: Report) -> Critic | None:
-    """Return the critic that measured a report's risks."""
-    critic_id = report.work.args["critic"]
-    return get_critic(session, critic_id) if critic_id else None
+def get_report_critics(session: Session, report: Report) -> list[Critic]:
+    """Return the fitted critics that measured a report's risks."""
+    return list_fitted(session, reading_of(report.work.args))
 
 
 def estimate_time(session: Session, report: Report) -> dict[str, Any]:
@@ -182,13 +186,19 @@ def exclude_rows(
     settings: Settings,
     caller: Caller,
     policy: tuple[SafetyPolicy, str],
+    attempt: Attempt,
     file_id: str,
     body: Exclusion,
-) -> Finished:
-    """Make a new file without some rows of this one, and run a job again on it where one is named.
+) -> dict[str, Any]:
+    """Make a new file without some rows of this one, run a job again on it where one is named, and return the reply.
 
-    The bytes are copied between two transactions, so that nobody waits for them.
+    The bytes are copied between transactions, so that nobody waits for them.
     """
+    try:
+        with unit_of_work(database) as session:
+            return once(session, attempt, body, _refuse_to_begin)
+    except _NotDoneYet:
+        pass
     with unit_of_work(database) as session:
         source = get_file(session, caller.project_id, file_id)
         if source.purpose != TRAINING or source.status != "processed" or source.rows is None:
@@ -201,21 +211,12 @@ def exclude_rows(
             get_job(session, caller.project_id, body.run_again)
     if len(excluded) >= source.rows:
         raise InvalidRequest(f"all {source.rows} rows would be left out; nothing would be left to train on")
-    with tempfile.TemporaryFile() as kept:
-        with storage.open_stored(settings.storage, source.sha256) as stored:
-            _copy_rows(stored, kept, excluded)
-        kept.seek(0)
-        saved = storage.store_stream(settings.storage, kept, max_bytes=settings.max_file_bytes)
-    with unit_of_work(database) as session:
-        take_storage(session, settings, caller.project_id, saved.size_bytes)
-        file = add_file(
-            session,
-            project_id=caller.project_id,
-            filename=source.filename,
-            purpose=TRAINING,
-            stored=saved,
-        )
-        file.rows = source.rows - len(excluded)
+    stored = _store_kept(database, settings, caller.project_id, source, excluded)
+
+    def create() -> dict[str, Any]:
+        take_storage(session, settings, caller.project_id, stored.size_bytes)
+        file = _add_kept(session, source, stored)
+        file.rows = (source.rows or 0) - len(excluded)
         file.format = source.format
         rows = sorted(excluded)
         file.derived_from = {
@@ -225,9 +226,42 @@ def exclude_rows(
             "excluded_rows": rows[:MAX_NAMED_ROWS],
             **why,
         }
+        if body.run_again is None:
+            return exclusion_to_wire(file, None, ())
         job = _run_again(session, settings, caller, policy, body.run_again, file.id)
-        critic = get_job_critic(session, job) if job else None
-    return Finished(file, job, critic)
+        return exclusion_to_wire(file, job, get_job_critics(session, job))
+
+    try:
+        with unit_of_work(database) as session:
+            return once(session, attempt, body, create)
+    except TetherError:
+        # The bytes are let go as those of a deleted file are: later, and unless something else has the same ones.
+        with unit_of_work(database) as session:
+            _add_kept(session, source, stored).deleted_at = utc_now()
+        raise
+
+
+def _refuse_to_begin() -> dict[str, Any]:
+    raise _NotDoneYet
+
+
+def _store_kept(
+    database: Database, settings: Settings, project_id: str, source: File, excluded: Collection[int]
+) -> storage.Stored:
+    with tempfile.TemporaryFile() as kept:
+        with storage.open_stored(settings.storage, source.sha256) as stored:
+            _copy_rows(stored, kept, excluded)
+        # Bytes that the project has no room for are not stored first; two files at once are told apart later.
+        with read_only(database) as session:
+            take_storage(session, settings, project_id, kept.tell(), lock=False)
+        kept.seek(0)
+        return storage.store_stream(settings.storage, kept, max_bytes=settings.max_file_bytes)
+
+
+def _add_kept(session: Session, source: File, stored: storage.Stored) -> File:
+    return add_file(
+        session, project_id=source.project_id, filename=source.filename, purpose=TRAINING, stored=stored
+    )
 
 
 def _choose_rows(
@@ -296,26 +330,30 @@ def _run_again(
     settings: Settings,
     caller: Caller,
     policy: tuple[SafetyPolicy, str],
-    job_id: str | None,
+    job_id: str,
     file_id: str,
-) -> Job | None:
-    if job_id is None:
-        return None
+) -> Job:
     old = get_job(session, caller.project_id, job_id)
     body = JobCreate.model_validate(
         {
-            "model": old.model,
+            # As it was asked for: the base model, or the fine-tuned one that the job went on from.
+            "model": old.lineage[0]["model"] if old.lineage else old.model,
             "training_file": file_id,
             "validation_file": old.validation_file,
             "suffix": old.suffix,
             "seed": old.seed,
             "metadata": old.job_metadata,
+            "integrations": old.work.args.get("integrations"),
             "method": {
                 "type": "supervised",
                 "supervised": {"hyperparameters": old.request["hyperparameters"]},
             },
             "training": old.request["training"],
             "safety": old.request["safety"],
+            "priority": old.work.priority,
         }
     )
-    return create_job(session, caller, *policy, body, settings=settings)
+    check_integrations(settings, body.integrations)
+    job = create_job(session, caller, *policy, body, settings=settings)
+    start_exports(session, job, body.integrations)
+    return job

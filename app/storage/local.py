@@ -3,6 +3,8 @@
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,33 +58,53 @@ def path_of(root: Path, sha256: str) -> Path:
 def find_stored(root: Path, sha256: str) -> Path:
     """Return where stored bytes lie. Raises StorageUnavailable where they are missing."""
     path = path_of(root, sha256)
-    if not path.is_file():
-        raise StorageUnavailable(f"the bytes of {sha256} are not in storage; restore the storage folder")
-    return path
+    with _reaching(sha256):
+        if path.is_file():
+            return path
+    raise StorageUnavailable(f"the bytes of {sha256} are not in storage; restore the storage folder")
 
 
 def open_stored(root: Path, sha256: str) -> BinaryIO:
     """Open stored bytes after checking all of them against their address."""
-    file = find_stored(root, sha256).open("rb")
-    try:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise StorageUnavailable(f"the stored bytes of {sha256} are damaged; restore the storage folder")
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
+    path = find_stored(root, sha256)
+    with _reaching(sha256):
+        file = path.open("rb")
+        try:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise StorageUnavailable(
+                    f"the stored bytes of {sha256} are damaged; restore the storage folder"
+                )
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
     return file
 
 
 def stored_at(root: Path, sha256: str) -> float | None:
     """Return when bytes were last stored, in seconds since 1970; None where they are not there."""
-    path = path_of(root, sha256)
-    return path.stat().st_mtime if path.exists() else None
+    with _reaching(sha256):
+        try:
+            return path_of(root, sha256).stat().st_mtime
+        except FileNotFoundError:
+            return None
 
 
 def discard(root: Path, sha256: str) -> None:
     """Remove stored bytes, if they are there."""
-    path_of(root, sha256).unlink(missing_ok=True)
+    with _reaching(sha256):
+        path_of(root, sha256).unlink(missing_ok=True)
+
+
+@contextmanager
+def _reaching(sha256: str) -> Iterator[None]:
+    """Turn what the file system raises into StorageUnavailable."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(
+            f"the bytes of {sha256} cannot be reached in the storage folder ({error.strerror}); mend the folder"
+        ) from error
 
 
 def _fsync_folder(folder: Path) -> None:

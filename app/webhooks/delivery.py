@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 def run_deliveries(
     database: Database, settings: Settings, stop: threading.Event, resolve: Resolve = resolve_by_system
 ) -> None:
-    """Deliver what is due until told to stop; a database that is away is waited for."""
+    """Deliver what is due until told to stop, whatever fails; a database that is away is waited for."""
     busy: set[str] = set()
     prune_at = time.monotonic()
 
@@ -87,8 +87,8 @@ def run_deliveries(
         while not stop.wait(POLL_S):
             try:
                 if time.monotonic() >= prune_at:
-                    prune(database, settings)
                     prune_at = time.monotonic() + PRUNE_INTERVAL_S
+                    prune(database, settings)
                 sending = busy.copy()
                 with read_only(database) as session:
                     waiting = repository.list_due_endpoints(
@@ -96,6 +96,9 @@ def run_deliveries(
                     )
             except SQLAlchemyError as error:
                 log.warning("the database cannot be used (%s); trying again", type(error).__name__)
+                continue
+            except Exception:
+                log.exception("it cannot be seen what is to be delivered; trying again")
                 continue
             for endpoint_id in waiting:
                 busy.add(endpoint_id)

@@ -194,12 +194,13 @@ def list_unwanted(session: Session) -> Sequence[Work]:
 
 
 def list_unannounced(session: Session, after_ms: int) -> Sequence[Work]:
-    """Return queued rows that were last announced longer than `after_ms` ago."""
+    """Return queued rows that may be claimed and were last announced longer than `after_ms` ago."""
     return session.scalars(
         select(Work)
         .where(
             Work.state == State.QUEUED,
             Work.desired == Desired.RUN,
+            or_(Work.not_before_ms.is_(None), Work.not_before_ms <= now_ms()),
             or_(Work.knocked_at_ms.is_(None), Work.knocked_at_ms < now_ms() - after_ms),
         )
         .order_by(Work.created_at)
@@ -214,11 +215,6 @@ def list_state(session: Session, state: State) -> Sequence[Work]:
 def mark_knocked(session: Session, work_id: str) -> None:
     """Note that the queue is being told about this row."""
     session.execute(update(Work).where(Work.id == work_id).values(knocked_at_ms=now_ms()))
-
-
-def announce_later(session: Session, work_id: str, pause_ms: int) -> None:
-    """Count the pause before the next announcement from a moment ahead."""
-    session.execute(update(Work).where(Work.id == work_id).values(knocked_at_ms=now_ms() + pause_ms))
 
 
 def record_worker(session: Session, *, worker_id: str, queue: str, host: str) -> None:

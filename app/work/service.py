@@ -23,8 +23,10 @@ Error = Mapping[str, str | None]
 """code, message and param, as the wire shows them."""
 
 
-def postpone(session: Session, settings: Settings, work: Work, *, reason: str) -> None:
-    """Give up owned work because of its surroundings; it is announced again after a while.
+def postpone(
+    session: Session, settings: Settings, work: Work, *, reason: str, pause_s: float | None = None
+) -> None:
+    """Give up owned work because of its surroundings; it waits for `pause_s`, by default `requeue_after_s`.
 
     Such attempts do not count as attempts without progress; they have a budget of their own.
     """
@@ -37,9 +39,7 @@ def postpone(session: Session, settings: Settings, work: Work, *, reason: str) -
         message = f"the surroundings failed {work.infrastructure_failures} times; the last: {reason}"
         end(session, work, State.FAILED, {"code": "infrastructure", "message": message, "param": None})
     else:
-        _requeue(session, work, reason)
-        work.not_before_ms = now_ms() + int(settings.requeue_after_s * 1000)
-        session.flush()
+        _requeue(session, work, reason, pause_s=settings.requeue_after_s if pause_s is None else pause_s)
 
 
 def release(session: Session, settings: Settings, work: Work, *, reason: str) -> None:
@@ -53,8 +53,16 @@ def release(session: Session, settings: Settings, work: Work, *, reason: str) ->
         )
         end(session, work, State.FAILED, {"code": "crash_loop", "message": message, "param": None})
     else:
-        _requeue(session, work, reason)
+        _requeue(session, work, reason, pause_s=0)
         queue.enqueue(session, work.queue, work.id)
+
+
+def put_back(session: Session, work: Work, *, pause_s: float) -> None:
+    """Give up owned work: nobody claims it for `pause_s` seconds, and then it is announced again."""
+    work_repository.move(session, work, State.QUEUED)
+    work_repository.mark_knocked(session, work.id)
+    work.not_before_ms = now_ms() + int(pause_s * 1000)
+    session.flush()
 
 
 def obey(session: Session, work: Work) -> bool:
@@ -115,9 +123,8 @@ def _command(session: Session, work: Work, command: str, *, by: str) -> None:
     append_leaf(session, work.id, epoch=work.epoch, kind="cmd", body=body)
 
 
-def _requeue(session: Session, work: Work, reason: str) -> None:
-    work_repository.move(session, work, State.QUEUED)
-    work_repository.mark_knocked(session, work.id)
+def _requeue(session: Session, work: Work, reason: str, *, pause_s: float) -> None:
+    put_back(session, work, pause_s=pause_s)
     if work.kind == WorkKind.TRAIN:
         job = repository.load_job(session, work.id)
         repository.add_event(session, job, f"The job goes back to the queue: {reason}", level="warn")

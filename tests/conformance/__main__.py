@@ -6,9 +6,11 @@ exit code says whether all of them passed.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.conformance import NOT_ASKED
@@ -26,6 +28,9 @@ GENERATED_CHECKS = (
     "content_type_conformance",
     "response_schema_conformance",
 )
+PHASES = {"coverage": 1, "fuzzing": 20, "stateful": 30}
+"""What schemathesis does, with how many examples: an operation's in the second, chains of operations in the third."""
+PHASE_TIMEOUT_S = 900
 
 
 def install(requirement: str) -> Path:
@@ -59,38 +64,59 @@ def main() -> int:
         }
         commands = [[str(python), str(HERE / "client.py"), str(data)] for python in pythons]
         commands.append([sys.executable, str(HERE / "curl.py"), str(data)])
-        commands.append(generated(service.url))
         try:
             codes = [
                 subprocess.run(command, env=environment, check=False, cwd=folder).returncode
                 for command in commands
             ]
+            codes += [int(not try_phase(service.url, phase, folder)) for phase in PHASES]
         finally:
             stop_service(service)
     print("all passed" if not any(codes) else "something failed; see above")
     return int(any(codes))
 
 
-def generated(url: str) -> list[str]:
-    """Return the command of schemathesis: requests and chains of them, made from our own description."""
-    return [
+def try_phase(url: str, phase: str, folder: Path) -> bool:
+    """Run a phase of schemathesis: requests, and chains of them, made from our own description.
+
+    Of a phase that fails, everything is printed: each failure with its operation, a curl command that is its request, and
+    the reply.
+    """
+    command = [
         str(Path(sys.executable).with_name("schemathesis")),
-        "run",
-        f"{url}/openapi.json",
-        "--url",
-        url,
-        "--header",
-        f"Authorization: Bearer {KEY}",
+        "--config-file",
+        str(HERE / "schemathesis.toml"),
+    ]
+    command += ["run", f"{url}/openapi.json", "--url", url, "--header", f"Authorization: Bearer {KEY}"]
+    command += [
+        "--phases",
+        phase,
+        "--max-examples",
+        str(PHASES[phase]),
         "--checks",
         ",".join(GENERATED_CHECKS),
-        "--phases",
-        "examples,coverage,fuzzing,stateful",
-        "--max-examples",
-        "30",
-        "--seed",
-        "1",
-        *(part for name in NOT_ASKED for part in ("--exclude-operation-id", name)),
     ]
+    command += ["--seed", "1", "--no-color", "--warnings", "off", "--output-truncate", "false"]
+    command += [part for name in NOT_ASKED for part in ("--exclude-operation-id", name)]
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, check=False, cwd=folder, capture_output=True, text=True, timeout=PHASE_TIMEOUT_S
+        )
+        failed, output = done.returncode != 0, done.stdout + done.stderr
+    except subprocess.TimeoutExpired as error:
+        failed, output = True, f"{(error.stdout or b'').decode()}\nit had not ended after {PHASE_TIMEOUT_S} s"
+    took = f"{time.monotonic() - began:.0f} s"
+    if failed:
+        print(f"FAIL  schemathesis {phase} ({took})\n{output}", flush=True)
+    else:
+        print(f"ok    schemathesis {phase} ({took}): {summary(output)}", flush=True)
+    return not failed
+
+
+def summary(output: str) -> str:
+    """Return what schemathesis says of the requests that it made."""
+    return "; ".join(re.findall(r"\d+ generated.*", output))
 
 
 if __name__ == "__main__":

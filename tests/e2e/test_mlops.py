@@ -2,15 +2,14 @@
 
 import os
 import re
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from benchmarks.service.mlflow_server import tracking_server
 from tests.e2e.conftest import KEY, Service, on_embedded_default
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
@@ -26,27 +25,8 @@ pytestmark = [
 @pytest.fixture
 def mlflow_url(tmp_path: Path) -> Iterator[str]:
     """A tracking server with a model registry."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    command = [PYTHON, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    with (tmp_path / "mlflow.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    try:
-        while True:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            try:
-                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
+    with tracking_server(PYTHON, tmp_path) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def run_example(service: Service, folder: Path, name: str, *arguments: str, **more: str) -> tuple[int, str]:

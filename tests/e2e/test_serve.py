@@ -1,5 +1,6 @@
 """`tether serve` from its start to its end."""
 
+import json
 import re
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.conftest import needs_processes, processes, start_service
+from tests.e2e.conftest import KEY, TIMEOUT_S, needs_processes, processes, start_service
 
 PLAIN = {"TETHER_API_KEY": ""}
 
@@ -38,6 +39,30 @@ def test_a_key_is_shown_once_and_the_end_leaves_no_process(
     assert httpx.get(f"{again.url}/v1/models", headers=headers).status_code == 200
     again.process.send_signal(signal_number)
     assert again.process.wait(60) == 0
+
+
+def test_stop_while_a_job_is_streamed_ends_the_stream_and_leaves_with_code_0(
+    tmp_path: Path, datasets: dict[str, Path]
+) -> None:
+    service = start_service(tmp_path / "home", {"TETHER_THREADS": "1"})
+    job_id = service.submit(service.upload(datasets["clean"]), training={"checkpoint_interval_s": 3600})
+    headers = {"authorization": f"Bearer {KEY}"}
+    url = f"{service.url}/v1/fine_tuning/jobs/{job_id}/stream"
+    names: list[str] = []
+    with httpx.stream("GET", url, headers=headers, timeout=TIMEOUT_S) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("event: "):
+                names.append(line.removeprefix("event: "))
+                if names.count("step") == 1 and names[-1] == "step":
+                    service.process.send_signal(signal.SIGTERM)
+            elif line.startswith("data: ") and names[-1] == "end":
+                end = json.loads(line.removeprefix("data: "))
+    # Reading on to the end of the reply raised nothing, so that it was brought to its end.
+    assert "step" in names
+    assert names[-1] == "end"
+    assert end["reason"] == "shutdown"
+    service.client.close()
+    assert service.process.wait(60) == 0, service.log()
 
 
 def test_a_port_in_use_is_one_line_that_says_so(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ no more than tenants do.
 """
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,9 +33,10 @@ from app.models.base import new_id, utc_now
 from app.models.tenancy import Project
 from app.models.work import Work
 from app.queue import build_publisher
-from app.serve import prepare
+from app.serve import listen, prepare
 from app.settings import Settings
 from app.work.repository import get_work
+from tests import warm_worker
 from tests.conftest import BACKENDS, POSTGRESQL
 from tests.support import add_base_model, database_on, settings_in
 
@@ -59,7 +62,7 @@ def serving(settings: Settings) -> Iterator[Server]:
     database = Database(open_engine(settings.database_url), build_publisher(settings))
     config = uvicorn.Config(app, log_level="critical", ws="none", lifespan="on", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -73,6 +76,36 @@ def serving(settings: Settings) -> Iterator[Server]:
             server.should_exit = True
             thread.join()
             database.engine.dispose()
+
+
+@contextmanager
+def api_process(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+    """Run `tether api` on a database that is there already; give its address, the process and its log."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = settings.home / f"api-{port}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "api", "--port", str(port)],
+            env={**os.environ, **settings.child_environment(), "TETHER_LOG_FORMAT": "json"},
+            stderr=file,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx.get(f"{url}/healthz")
+                break
+            except httpx.TransportError:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield url, process, log
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(60)
 
 
 class Tenant:
@@ -138,13 +171,12 @@ class Tenant:
 
 def run_worker(tenant: Tenant, work: Work) -> Work:
     """Run the process that a knock would start, to its end, and return the row of work."""
-    subprocess.run(
-        [sys.executable, "-m", "worker.process", work.id],
-        env=tenant.server.settings.child_environment(),
-        check=False,
-        capture_output=True,
-        timeout=120,
-    )
+    environment = tenant.server.settings.child_environment()
+    if work.kind in warm_worker.KINDS:
+        warm_worker.work(work.id, environment, timeout_s=120)
+    else:
+        command = [sys.executable, "-m", "worker.process", work.id]
+        subprocess.run(command, env=environment, check=False, capture_output=True, timeout=120)
     with read_only(tenant.server.database) as session:
         done = get_work(session, work.id)
     assert done is not None

@@ -5,6 +5,7 @@ body, fails here until it is said below how to make it.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -29,7 +30,7 @@ from app.models.job import Job
 from app.models.tenancy import ApiKey
 from app.models.work import Work
 from app.route_check import PUBLIC, check_routes, list_routes, prove_closed
-from tests.integration.conftest import MODEL, Server, Tenant, refused
+from tests.integration.conftest import MODEL, Server, Tenant, refused, unlike_any_other
 from tests.support import settings_in
 
 OF_THE_INSTALLATION = {"critic_id", "set_id"}
@@ -211,9 +212,13 @@ class TestRouteCheck:
         with pytest.raises(ConfigurationError, match="/files-of-mine"):
             check_routes(app)
 
-    def test_start_finds_a_route_that_declares_a_scope_and_does_not_look(self, tmp_path: Path) -> None:
+    def test_start_finds_a_route_that_declares_a_scope_and_does_not_look(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         app = create_app(settings_in(tmp_path))
-        asyncio.run(prove_closed(app))
+        with caplog.at_level(logging.INFO, logger="app.requests"):
+            asyncio.run(prove_closed(app))
+        assert "app.requests" not in {record.name for record in caplog.records}, "nobody sent these requests"
         (route,) = [each for each in _flat(app.routes) if each.path == "/v1/usage"]
         open_route = APIRoute("/v1/open", lambda: {}, methods=["GET"])
         open_route.dependant.dependencies = route.dependant.dependencies
@@ -236,6 +241,55 @@ def _flat(routes: list[Any]) -> list[Any]:
 async def _answer_anyway(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"{}"})
+
+
+class TestScopesOfWhatIsAskedFor:
+    """Routes on which the scope depends on the request."""
+
+    def key(self, tenant: Tenant, *scopes: Scope) -> dict[str, str]:
+        with unit_of_work(tenant.server.database) as session:
+            secret = add_key(
+                session,
+                name="x",
+                role=Role.OPERATOR,
+                project_id=tenant.project_id,
+                scopes=frozenset(scopes),
+            ).secret
+        return {"authorization": f"Bearer {secret}"}
+
+    @pytest.mark.parametrize("missing", [Scope.JOBS_READ, Scope.JOBS_WRITE])
+    def test_running_a_job_again_needs_the_scopes_of_jobs(self, tenant: Tenant, missing: Scope) -> None:
+        file_id = tenant.upload(unlike_any_other(), unlike_any_other())
+        job_id = tenant.create_job(training_file=file_id)["id"]
+        path = f"/v1/files/{file_id}/exclude"
+        needed = {Scope.FILES_WRITE, Scope.JOBS_READ, Scope.JOBS_WRITE}
+        without = self.key(tenant, *needed - {missing})
+        files = tenant.get("/v1/files")["data"]
+        for name in (job_id, "ftjob-nothing"):
+            reply = tenant.http.post(path, json={"rows": [0], "run_again": name}, headers=without)
+            assert missing in refused(reply, 403, code="permission_denied")
+        assert tenant.get("/v1/files")["data"] == files
+        assert len(tenant.get("/v1/fine_tuning/jobs")["data"]) == 1
+        assert tenant.http.post(path, json={"rows": [0]}, headers=without).status_code == 200
+        reply = tenant.http.post(
+            path, json={"rows": [0], "run_again": job_id}, headers=self.key(tenant, *needed)
+        )
+        assert reply.json()["job"]["id"] != job_id
+
+    def test_report_is_shown_to_whoever_may_ask_for_it(self, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        reader, writer = self.key(tenant, Scope.FILES_READ), self.key(tenant, Scope.JOBS_WRITE)
+        report = tenant.http.get(f"/v1/files/{file_id}/report", params={"model": MODEL}, headers=reader)
+        body = {"model": MODEL, "training_file": file_id}
+        estimate = tenant.http.post("/v1/fine_tuning/jobs/estimate", json=body, headers=writer)
+        for asked, mine, other, kind in (
+            (report, reader, writer, "dataset_report"),
+            (estimate, writer, reader, "fine_tuning.job.estimate"),
+        ):
+            assert (asked.status_code, asked.json()["object"]) == (202, kind)
+            polled = tenant.http.get(asked.headers["location"], headers=mine)
+            assert (polled.status_code, polled.json()) == (202, asked.json())
+            refused(tenant.http.get(asked.headers["location"], headers=other), 403, code="permission_denied")
 
 
 class TestMassAssignment:

@@ -7,14 +7,20 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from sqlalchemy import select
 
-from app.cli import follow, watch
-from app.database import unit_of_work
+from app.cli import follow, transfer, watch
+from app.database import read_only, unit_of_work
+from app.models.upload import Upload
 from app.models.work import Work
+from app.reconciler import reconcile
+from app.work.service import ask_for_pause
 from tests.integration.conftest import MODEL, Tenant, jsonl, unlike_any_other
 from tests.integration.released import release_job
 from tests.integration.test_live import Run
@@ -38,6 +44,30 @@ def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl(*(unlike_any_other() for _ in range(10))))
     return path
+
+
+def break_connections(
+    monkeypatch: pytest.MonkeyPatch, breaks: dict[str, int], *, damage: bool = False
+) -> list[str]:
+    """Lose as many replies to paths that end like this, or change a byte of each part; return the paths asked for."""
+    send, asked = httpx.HTTPTransport.handle_request, list[str]()
+
+    def lose_some(self: Any, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        asked.append(path)
+        if damage and path.endswith("/parts"):
+            body = request.read().replace(b"hello", b"hullo", 1)
+            request = httpx.Request(request.method, request.url, headers=request.headers, content=body)
+        reply = send(self, request)
+        for end, left in breaks.items():
+            if path.endswith(end) and left:
+                breaks[end] = left - 1
+                reply.read()
+                raise httpx.ReadError("broken")
+        return reply
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lose_some)
+    return asked
 
 
 class TestFiles:
@@ -94,7 +124,56 @@ class TestFiles:
         tether = Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
         done = tether("files", "upload", tmp_path / "large.jsonl")
         assert (done.code, done.out) == (1, "")
+        assert "the largest file of this service has 1000 bytes" in done.err
+
+    def test_file_beyond_the_servers_limit_in_one_piece_too(
+        self,
+        own_server: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        tenant = own_server(max_file_bytes=1000)
+        (tmp_path / "large.jsonl").write_bytes(b" " * 10_000_000)
+        tether = Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
+        done = tether("files", "upload", tmp_path / "large.jsonl")
+        assert (done.code, done.out) == (1, "")
         assert "larger" in done.err
+
+    def test_large_file_goes_in_parts_and_comes_back_the_same(
+        self, tether: Tether, tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transfer, "PART_BYTES", 50_000)
+        monkeypatch.setattr(transfer, "PAUSE_S", 0.01)
+        content = jsonl(*(unlike_any_other() for _ in range(2000)))
+        (tmp_path / "large.jsonl").write_bytes(content)
+        parts = -(-len(content) // 50_000)
+        assert parts > 3
+        asked = break_connections(monkeypatch, {"/parts": 2, "/complete": 1})
+        done = tether("files", "upload", "large.jsonl", "--wait", "--json").json
+        assert (done["filename"], done["bytes"], done["status"]) == ("large.jsonl", len(content), "processed")
+        assert tenant.http.get(f"/v1/files/{done['id']}/content").content == content
+        # Two parts and the completion were sent twice, and that made nothing twice.
+        assert [path.rpartition("/")[2] for path in asked].count("parts") == parts + 2
+        assert len(tether("files", "list", "--json").json["data"]) == 1
+
+    def test_large_file_that_is_wrong_or_damaged_leaves_no_upload(
+        self, tether: Tether, tenant: Tenant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transfer, "PART_BYTES", 50_000)
+        content = jsonl(*(unlike_any_other() for _ in range(1000)))
+        (tmp_path / "wrong.jsonl").write_bytes(content + b"nope\n")
+        done = tether("files", "upload", "wrong.jsonl")
+        assert (done.code, "line 1001" in done.err) == (1, True)
+        (tmp_path / "good.jsonl").write_bytes(content)
+        asked = break_connections(monkeypatch, {}, damage=True)
+        done = tether("files", "upload", "good.jsonl")
+        assert (done.code, "md5: found" in done.err) == (1, True)
+        assert asked[-1].endswith("/cancel")
+        assert tether("files", "list", "--json").json["data"] == []
+        with read_only(tenant.server.database) as session:
+            uploads = session.scalars(select(Upload).where(Upload.project_id == tenant.project_id)).all()
+        assert [each.status for each in uploads] == ["cancelled", "cancelled"]
 
     def test_report_of_a_file_that_is_wrong_says_why(self, tether: Tether, tenant: Tenant) -> None:
         file_id = tenant.upload()
@@ -135,6 +214,29 @@ class TestJobs:
         assert (job["id"] in listed, other in listed) == (True, True)
         assert tether("jobs", "show", job["id"], "--json").json == job
 
+    def test_integration_becomes_part_of_the_request(
+        self,
+        own_server: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        tenant = own_server(mlflow_tracking_uri="http://127.0.0.1:1")
+        tether = Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
+        create = ("jobs", "create", "--model", MODEL, "--training-file", tenant.upload(), "--json")
+        wanted = {"type": "mlflow", "mlflow": {"experiment": "support"}}
+        job = tether(*create, "--integration", json.dumps(wanted)).json
+        assert job["integrations"] == [wanted]
+        refused = tether(*create, "--integrations", '[{"type": "wandb", "wandb": {"project": "x"}}]')
+        assert (refused.code, "wandb_offline.py" in refused.err) == (1, True)
+
+    def test_estimate_of_a_file_that_is_not_there(self, tether: Tether) -> None:
+        estimate = ("jobs", "estimate", "--model", MODEL)
+        done = tether(*estimate, "--training-file", "file-none")
+        assert (done.code, "no file has the id 'file-none'" in done.err) == (1, True)
+        assert "tether files list" in done.err
+        done = tether(*estimate)
+        assert (done.code, "--training-file" in done.err) == (2, True)
+
     def test_refusal_names_the_field(self, tether: Tether, tenant: Tenant) -> None:
         create = ("jobs", "create", "--model", MODEL, "--training-file", tenant.upload())
         done = tether(*create, "--epochs", 1000)
@@ -151,8 +253,6 @@ class TestJobs:
     def test_lost_reply_makes_no_second_job(
         self, tether: Tether, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import httpx
-
         send, lost = httpx.HTTPTransport.handle_request, []
 
         def lose_first(self: Any, request: httpx.Request) -> httpx.Response:
@@ -205,6 +305,29 @@ class TestJobs:
         assert (done.code, said in done.out) == (code, True), done
         as_json = tether("jobs", "wait", job_id, "--timeout", 0, "--json")
         assert (as_json.code, json.loads(as_json.out)["safety"]["state"]) == (code, state)
+
+    def test_wait_ends_where_the_job_has_paused_itself(self, tether: Tether, tenant: Tenant) -> None:
+        def hold() -> None:
+            while not (jobs := tenant.get("/v1/fine_tuning/jobs")["data"]):
+                time.sleep(0.02)
+            with unit_of_work(tenant.server.database) as session:
+                work = session.get_one(Work, jobs[0]["id"])
+                ask_for_pause(session, work, by="monitor", reason="the model has drifted")
+            reconcile(tenant.server.database, tenant.server.settings)
+
+        file_id = tenant.upload()
+        holding = threading.Thread(target=hold)
+        holding.start()
+        done = tether("jobs", "create", "--model", MODEL, "--training-file", file_id, "--wait")
+        holding.join()
+        (job,) = tenant.get("/v1/fine_tuning/jobs")["data"]
+        line = (
+            f"{job['id']}: paused by itself: the model has drifted. When that is dealt with: tether jobs resume"
+            f" {job['id']}; or give it up: tether jobs cancel {job['id']}"
+        )
+        assert (done.code, done.out.splitlines()[-1]) == (6, line)
+        again = tether("jobs", "wait", job["id"], "--timeout", 30)
+        assert (again.code, again.out) == (6, f"{line}\n")
 
     def test_wait_ends_when_the_job_does(self, tether: Tether, tenant: Tenant) -> None:
         run = Run(tenant)

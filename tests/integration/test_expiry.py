@@ -10,7 +10,9 @@ from app.files.service import delete_expired
 from app.models.base import utc_now
 from app.models.file import File
 from app.reconciler import reconcile
-from tests.integration.conftest import Tenant, jsonl, refused, unlike_any_other
+from tests.integration.conftest import Tenant, jsonl, refused, run_worker, unlike_any_other
+from tests.integration.test_jobs import PATH, set_work
+from tests.integration.test_pause import claim, load
 from tests.integration.wire_schema import check_wire
 
 
@@ -18,6 +20,12 @@ def expire(tenant: Tenant, file_id: str) -> None:
     """Let the time of a file be over."""
     with unit_of_work(tenant.server.database) as session:
         session.get_one(File, file_id).expires_at = utc_now() - timedelta(seconds=1)
+
+
+def is_deleted(tenant: Tenant, file_id: str) -> bool:
+    """Say whether a file is marked as deleted."""
+    with read_only(tenant.server.database) as session:
+        return session.get_one(File, file_id).deleted_at is not None
 
 
 def upload(tenant: Tenant) -> str:
@@ -61,15 +69,13 @@ class TestExpired:
         for path in (f"/v1/files/{file_id}", f"/v1/files/{file_id}/content"):
             refused(tenant.http.get(path), 404, param="file_id")
         assert tenant.get("/v1/files")["data"] == []
-        refused(tenant.post_job(training_file=file_id), 400, param="training_file", code="file_not_found")
+        refused(tenant.post_job(training_file=file_id), 404, param="training_file", code="file_not_found")
 
     def test_reconciler_deletes_it_as_its_owner_would(self, tenant: Tenant) -> None:
         late, early, kept = upload(tenant), upload(tenant), tenant.upload()
         expire(tenant, late)
         delete_expired(tenant.server.database)
-        with read_only(tenant.server.database) as session:
-            deleted = [session.get_one(File, each).deleted_at is not None for each in (late, early, kept)]
-        assert deleted == [True, False, False]
+        assert [is_deleted(tenant, each) for each in (late, early, kept)] == [True, False, False]
 
     def test_job_that_still_waits_for_it_fails_and_says_why(self, own_server: Any) -> None:
         tenant = own_server(sync_check_bytes=10)
@@ -78,8 +84,33 @@ class TestExpired:
         assert job["status"] == "validating_files"
         expire(tenant, file_id)
         reconcile(tenant.server.database, tenant.server.settings)
-        found = tenant.get(f"/v1/fine_tuning/jobs/{job['id']}")
+        found = tenant.get(f"{PATH}/{job['id']}")
         assert (found["status"], found["error"]["code"]) == ("failed", "invalid_training_file")
         assert "was deleted or has expired" in found["error"]["message"]
-        with read_only(tenant.server.database) as session:
-            assert session.get_one(File, file_id).deleted_at is not None
+        assert is_deleted(tenant, file_id)
+
+    def test_job_that_was_queued_only_fails_and_says_why(self, tenant: Tenant) -> None:
+        file_id = upload(tenant)
+        job_id = tenant.create_job(training_file=file_id)["id"]
+        expire(tenant, file_id)
+        delete_expired(tenant.server.database)
+        assert is_deleted(tenant, file_id)
+        run_worker(tenant, load(tenant, job_id))
+        found = tenant.get(f"{PATH}/{job_id}")
+        assert (found["status"], found["error"]["code"]) == ("failed", "file_not_found")
+        assert "has expired before the job began" in found["error"]["message"]
+
+    @pytest.mark.parametrize("param", ["training_file", "validation_file"])
+    def test_job_that_has_begun_keeps_it_to_its_end(self, tenant: Tenant, param: str) -> None:
+        file_id = upload(tenant)
+        job_id = tenant.create_job(**{param: file_id})["id"]
+        claim(tenant, job_id)
+        expire(tenant, file_id)
+        refused(tenant.http.get(f"/v1/files/{file_id}"), 404, param="file_id")
+        for state in ("running", "paused", "queued"):
+            set_work(tenant, job_id, state=state)
+            delete_expired(tenant.server.database)
+            assert not is_deleted(tenant, file_id), state
+        set_work(tenant, job_id, state="succeeded")
+        delete_expired(tenant.server.database)
+        assert is_deleted(tenant, file_id)

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,16 @@ from sqlalchemy import select, update
 
 from app.database import read_only, unit_of_work
 from app.jobs import repository as jobs
-from app.models.base import utc_now
+from app.models.base import now_ms, utc_now
 from app.models.job import Job
 from app.models.work import Work
 from app.work.repository import get_work
-from tests.integration.conftest import Tenant, refused
+from benchmarks.service.mlflow_server import tracking_server
+from tests.integration.conftest import Tenant, jsonl, refused, unlike_any_other
 from tests.mlflow_server import Tracking, mlflow_server
-from worker.process import run
+from tests.support import settings_in
+from worker.exporter import LONGEST_PAUSE_S, pause_after
+from worker.process import run, run_next
 
 REAL = os.environ.get("TETHER_TEST_MLOPS")
 WANTED = {"type": "mlflow", "mlflow": {"experiment": "tuning", "run_name": "first", "tags": {"team": "x"}}}
@@ -34,13 +35,32 @@ def tracking() -> Iterator[Tracking]:
         yield running
 
 
-def run_worker(tenant: Tenant, work: Work) -> Work:
-    """Do a round, in this process: what it loads is small, and starting a process takes longer than the round."""
+@contextmanager
+def same_signals() -> Iterator[None]:
+    """Keep the answer to a signal that a worker's process sets for itself."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        run(tenant.server.database, tenant.server.settings, work.id)
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def work_next(tenant: Tenant) -> None:
+    """Do the work of the queue `cpu` whose turn it is, if there is any, in this process."""
+    with same_signals():
+        run_next(tenant.server.database, tenant.server.settings, "cpu")
+
+
+def end_pause(tenant: Tenant, work: Work) -> None:
+    """Let the time before the next round be over."""
+    with unit_of_work(tenant.server.database) as session:
+        session.execute(update(Work).where(Work.id == work.id).values(not_before_ms=now_ms()))
+
+
+def run_worker(tenant: Tenant, work: Work) -> Work:
+    """Do a round now, in this process: what it loads is small, and starting a process takes longer than the round."""
+    with same_signals():
+        run(tenant.server.database, tenant.server.settings, work.id)
     with read_only(tenant.server.database) as session:
         done = get_work(session, work.id)
     assert done is not None
@@ -139,19 +159,38 @@ class TestExport:
         tenant = own_server(mlflow_tracking_uri=tracking.url, max_infrastructure_failures=2)
         job = tenant.create_job(integrations=[WANTED])
         tracking.broken["experiments/get-by-name"] = (503, "TEMPORARILY_UNAVAILABLE")
-        pauses = []
-        for _ in range(2):
-            work = run_worker(tenant, export_of(tenant))
-            assert work.state == "queued"
+        for rounds in (1, 2):
+            work_next(tenant)
+            calls = list(tracking.calls)
+            work_next(tenant)
+            assert tracking.calls == calls, "nobody claims it before its time"
+            work = export_of(tenant)
+            assert (work.state, work.infrastructure_failures) == ("queued", rounds)
+            assert work.not_before_ms is not None
             assert work.knocked_at_ms is not None
-            pauses.append(work.knocked_at_ms - time.time() * 1000)
-        assert 0 < pauses[0] < pauses[1]
+            half_minutes = (work.not_before_ms - work.knocked_at_ms) / 30_000
+            assert round(half_minutes) == rounds
+            end_pause(tenant, work)
         (warning,) = warnings_of(tenant, job["id"])
         assert "experiments/get-by-name" in warning
         assert "secret" not in warning
         assert run_worker(tenant, work).state == "failed"
         assert "The export failed" in warnings_of(tenant, job["id"])[0]
         assert tenant.get(f"/v1/fine_tuning/jobs/{job['id']}")["status"] == "queued", "the job goes on"
+
+    def test_newer_work_comes_between_two_rounds(self, own_server: Any, tracking: Tracking) -> None:
+        tenant = own_server(mlflow_tracking_uri=tracking.url, sync_check_bytes=200)
+        tenant.create_job(integrations=[WANTED])
+        big = tenant.post_file(jsonl(*(unlike_any_other() for _ in range(9)))).json()["id"]
+        for _ in range(2):
+            work_next(tenant)
+        assert tenant.get(f"/v1/files/{big}")["status"] == "processed"
+        calls = list(tracking.calls)
+        work_next(tenant)
+        assert tracking.calls == calls, "the next round is half a minute away"
+        end_pause(tenant, export_of(tenant))
+        work_next(tenant)
+        assert len(tracking.calls) > len(calls)
 
     def test_refusal_is_final_and_the_job_goes_on(self, own_server: Any, tracking: Tracking) -> None:
         tenant = own_server(mlflow_tracking_uri=tracking.url)
@@ -164,12 +203,28 @@ class TestExport:
         assert (found["status"], found["error"]) == ("queued", None)
 
 
+class TestPauseAfter:
+    def test_doubles_up_to_an_hour(self) -> None:
+        assert [pause_after(failures, 30.0) for failures in range(9)] == [
+            *(30.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0),
+            *(LONGEST_PAUSE_S, LONGEST_PAUSE_S),
+        ]
+
+    def test_all_of_them_are_as_long_as_the_docs_say(self, tmp_path: Path) -> None:
+        settings = settings_in(tmp_path)
+        pauses = (
+            pause_after(each, settings.requeue_after_s)
+            for each in range(settings.max_infrastructure_failures)
+        )
+        assert 2.2 < sum(pauses) / 86_400 < 2.3
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("integration", "param", "message"),
         [
-            ({"type": "wandb", "wandb": {"project": "p"}}, "integrations[0].wandb", "wandb_offline.py"),
-            ({"type": "comet"}, "integrations[0].type", "expected one of"),
+            ({"type": "wandb", "wandb": {"project": "p"}}, "integrations[0].type", "wandb_offline.py"),
+            ({"type": "comet"}, "integrations[0].type", "'mlflow'"),
             ({"type": "mlflow", "mlflow": {}}, "integrations[0].mlflow.experiment", "required"),
             (
                 {"type": "mlflow", "mlflow": {"experiment": "x", "tags": {"tether.job": "mine"}}},
@@ -196,15 +251,7 @@ class TestRefusals:
 @pytest.mark.skipif(REAL is None, reason="TETHER_TEST_MLOPS names no Python that has mlflow")
 def test_real_server_takes_it(own_server: Any, tmp_path: Path) -> None:
     assert REAL is not None
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [REAL, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until_it_answers(url, process)
+    with tracking_server(REAL, tmp_path) as url:
         tenant = own_server(mlflow_tracking_uri=url)
         job = tenant.create_job(integrations=[WANTED])
         add_steps(tenant, job["id"], *range(1, 150))
@@ -227,20 +274,3 @@ def test_real_server_takes_it(own_server: Any, tmp_path: Path) -> None:
         history = httpx.get(f"{api}/metrics/get-history", params=asked).json()["metrics"]
         assert [each["step"] for each in history] == list(range(1, 150))
         assert history[3]["value"] == 0.25
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def wait_until_it_answers(url: str, process: "subprocess.Popen[bytes]") -> None:
-    """Wait for a server that is starting."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError("it does not answer")

@@ -1,6 +1,7 @@
 """/v1/files over HTTP."""
 
 import hashlib
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from app.body_limit import FORM_BYTES, MAX_JSON_BYTES
 from app.database import unit_of_work
 from app.domain.job import WorkKind
 from app.files.service import remove_deleted_bytes
@@ -17,8 +19,9 @@ from app.models.file import File
 from app.models.job import Job
 from app.safety_sets.service import Rows, add_set
 from app.storage import path_of
+from app.uploads.service import MAX_PART_BYTES
 from app.work.repository import add_work
-from tests.integration.conftest import MODEL, Tenant, jsonl, refused, run_worker, unlike_any_other
+from tests.integration.conftest import MODEL, Server, Tenant, jsonl, refused, run_worker, unlike_any_other
 from tests.integration.wire_schema import check_wire
 
 
@@ -133,17 +136,58 @@ class TestCreateFile:
 
     def test_body_beyond_all_measure_is_refused_before_the_key_is_looked_at(self, own_server: Any) -> None:
         tenant = own_server(max_file_bytes=1000)
-        large = b" " * 200_000
-        for reply in (
-            httpx.post(f"{tenant.server.url}/v1/files", files={"file": ("x.jsonl", large)}),
-            httpx.post(
-                f"{tenant.server.url}/v1/fine_tuning/jobs",
-                content=large,
-                headers={"content-type": "application/json"},
-            ),
+        reply = httpx.post(f"{tenant.server.url}/v1/files", files={"file": ("x.jsonl", b" " * 200_000)})
+        refused(reply, 413, code="payload_too_large")
+
+
+class TestBodies:
+    """What is decided by the head of a request: nothing of these bodies is ever sent."""
+
+    @pytest.mark.parametrize("path", ["/v1/files", "/v1/uploads/upload_x/parts", "/v1/fine_tuning/jobs"])
+    @pytest.mark.parametrize("key", ["", "Bearer junk"])
+    def test_large_body_is_not_read_for_who_has_no_key(self, server: Server, path: str, key: str) -> None:
+        for length in ("content-length: 10000000", "transfer-encoding: chunked"):
+            assert answer_to_head(server, path, f"authorization: {key}", length) == 401
+
+    @pytest.mark.parametrize(
+        ("path", "limit"),
+        [
+            ("/v1/files", 512 * 2**20 + FORM_BYTES),
+            ("/v1/uploads/upload_x/parts", MAX_PART_BYTES + FORM_BYTES),
+            ("/v1/uploads/upload_x/complete", MAX_JSON_BYTES),
+            ("/v1/fine_tuning/jobs", MAX_JSON_BYTES),
+        ],
+    )
+    def test_each_path_has_a_limit_of_its_own(
+        self, server: Server, tenant: Tenant, path: str, limit: int
+    ) -> None:
+        key = f"authorization: Bearer {tenant.key}"
+        assert answer_to_head(server, path, key, f"content-length: {limit + 1}") == 413
+        assert answer_to_head(server, path, key, f"content-length: {limit}") == 100
+
+    def test_client_without_a_key_is_told_though_it_sends_on(self, server: Server) -> None:
+        with (
+            openai.OpenAI(api_key="junk", base_url=f"{server.url}/v1", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
         ):
-            assert reply.status_code == 413
-            assert reply.json()["error"]["type"] == "invalid_request_error"
+            client.files.create(file=("x.jsonl", b" " * 20_000_000), purpose="fine-tune")
+
+    def test_body_of_unknown_length_is_counted(self, tenant: Tenant) -> None:
+        pieces = (b" " * 2**20 for _ in range(MAX_JSON_BYTES // 2**20 + 1))
+        reply = tenant.http.post(
+            "/v1/fine_tuning/jobs", content=pieces, headers={"content-type": "application/json"}
+        )
+        refused(reply, 413)
+
+
+def answer_to_head(server: Server, path: str, *headers: str) -> int:
+    """Return the status with which a server answers to the head of a request alone: 100 where it wants the body."""
+    host = httpx.URL(server.url)
+    kind = "application/json" if path.endswith(("jobs", "complete")) else "multipart/form-data; boundary=x"
+    lines = (f"POST {path} HTTP/1.1", f"host: {host.host}", f"content-type: {kind}", *headers)
+    with socket.create_connection((host.host, host.port or 0), timeout=60) as connection:
+        connection.sendall("\r\n".join((*lines, "expect: 100-continue", "", "")).encode())
+        return int(connection.recv(100).split()[1])
 
 
 class TestCheckLater:

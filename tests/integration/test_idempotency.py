@@ -1,8 +1,14 @@
 """Requests that are sent again: the same job, never a second one, on both databases."""
 
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -13,7 +19,7 @@ from app.database import read_only, unit_of_work
 from app.idempotency import KEPT, RETRIED, forget_replies
 from app.models.base import new_id
 from app.models.reply import Reply
-from tests.integration.conftest import MODEL, Tenant, refused
+from tests.integration.conftest import MODEL, Tenant, api_process, refused
 
 PATH = "/v1/fine_tuning/jobs"
 
@@ -38,7 +44,7 @@ def age(tenant: Tenant, by: timedelta) -> None:
     jobs = {job["id"] for job in tenant.get(PATH)["data"]}
     with unit_of_work(tenant.server.database) as session:
         for reply in session.scalars(select(Reply)):
-            if reply.reply["id"] in jobs:
+            if reply.reply.get("id") in jobs:
                 reply.created_at -= by
 
 
@@ -80,7 +86,7 @@ class TestKey:
 
     def test_refused_request_uses_up_no_key(self, tenant: Tenant) -> None:
         file_id, key = tenant.upload(), new_id("")
-        refused(post(tenant, "file-nothing", key=key), 400, param="training_file")
+        refused(post(tenant, "file-nothing", key=key), 404, param="training_file")
         assert post(tenant, file_id, key=key).status_code == 200
 
     def test_key_may_be_used_again_after_a_day(self, tenant: Tenant) -> None:
@@ -175,6 +181,113 @@ class TestRetry:
         refused(reply, 400, param="x-stainless-retry-count")
 
 
+class LateOriginal:
+    """A request whose body has not quite arrived: the server has begun with it, and gets no further for now."""
+
+    def __init__(self, tenant: Tenant, file_id: str, *, url: str | None = None, **headers: str) -> None:
+        address = urlsplit(url or tenant.server.url)
+        assert address.hostname is not None
+        assert address.port is not None
+        body = json.dumps({"model": MODEL, "training_file": file_id}).encode()
+        lines = {
+            "host": address.netloc,
+            "authorization": f"Bearer {tenant.key}",
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            "x-stainless-retry-count": "0",
+            **headers,
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.socket = socket.create_connection((address.hostname, address.port), timeout=60)
+        self.socket.sendall(f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + body[:-1])
+        self._last = body[-1:]
+
+    def send_the_rest(self) -> None:
+        """Let it go on."""
+        self.socket.sendall(self._last)
+
+    def finish(self) -> dict[str, Any]:
+        """Let it go on and return its reply."""
+        self.send_the_rest()
+        with self.socket, self.socket.makefile("rb") as reply:
+            head, _, body = reply.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        job: dict[str, Any] = json.loads(body)
+        return job
+
+
+@pytest.fixture
+def late(tenant: Tenant) -> Iterator[Any]:
+    """A function that begins an original and waits until the server has begun with it, too."""
+    opened: list[socket.socket] = []
+
+    def begin(file_id: str, **headers: str) -> LateOriginal:
+        original = LateOriginal(tenant, file_id, **headers)
+        opened.append(original.socket)
+        # Its head is read before this request, which was sent later to the same loop, is answered.
+        tenant.http.get("/healthz")
+        return original
+
+    yield begin
+    for each in opened:
+        each.close()
+
+
+class TestLateOriginal:
+    """The retry overtakes its original, on another connection. (A key changes nothing but where it is looked for.)"""
+
+    @pytest.mark.parametrize("key", [None, "key"])
+    def test_it_gets_the_job_of_its_retry(self, tenant: Tenant, late: Any, key: str | None) -> None:
+        file_id = tenant.upload()
+        original = late(file_id, **({"idempotency-key": key} if key else {}))
+        retried = post(tenant, file_id, key=key, retries=1).json()
+        assert original.finish() == retried
+        assert post(tenant, file_id, key=key, retries=2).json() == retried
+        assert count(tenant) == 1
+
+    def test_a_new_request_is_another_job(self, tenant: Tenant, late: Any) -> None:
+        file_id = tenant.upload()
+        original = late(file_id)
+        retried = post(tenant, file_id, retries=1).json()
+        # Whoever has the reply to the retry and asks once more wants another job, before the original comes and after.
+        more = [post(tenant, file_id).json()]
+        assert original.finish() == retried
+        more.append(post(tenant, file_id).json())
+        assert len({retried["id"], *(job["id"] for job in more)}) == 3
+        assert count(tenant) == 3
+
+    def test_each_retry_has_one_original(self, tenant: Tenant, late: Any) -> None:
+        file_id = tenant.upload()
+        originals = [late(file_id) for _ in range(2)]
+        retried = post(tenant, file_id, retries=1).json()
+        ids = [original.finish()["id"] for original in originals]
+        assert ids[0] == retried["id"]
+        assert ids[1] != retried["id"]
+        assert count(tenant) == 2
+
+    def test_another_body_is_another_job(self, tenant: Tenant, late: Any) -> None:
+        file_id = tenant.upload()
+        original = late(file_id)
+        retried = post(tenant, file_id, retries=1, suffix="other").json()
+        assert original.finish()["id"] != retried["id"]
+
+    def test_one_that_waited_unread_in_a_process_that_stood_still(self, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        with api_process(tenant.server.settings) as (url, process, log):
+            process.send_signal(signal.SIGSTOP)
+            original = LateOriginal(tenant, file_id, url=url)
+            original.send_the_rest()
+            original.socket.close()  # As a client does when its patience is over.
+            retried = post(tenant, file_id, retries=1).json()
+            process.send_signal(signal.SIGCONT)
+            deadline = time.monotonic() + 60
+            while '"method": "POST"' not in log.read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert [job["id"] for job in tenant.get(PATH)["data"]] == [retried["id"]]
+
+
 class TestForget:
     def test_old_replies_go(self, tenant: Tenant) -> None:
         file_id, key = tenant.upload(), new_id("")
@@ -183,7 +296,7 @@ class TestForget:
 
         def kept() -> bool:
             with read_only(tenant.server.database) as session:
-                return any(each.reply["id"] == job_id for each in session.scalars(select(Reply)))
+                return any(each.reply.get("id") == job_id for each in session.scalars(select(Reply)))
 
         forget_replies(tenant.server.database)
         assert kept()

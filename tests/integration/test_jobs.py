@@ -1,7 +1,9 @@
 """/v1/fine_tuning/jobs over HTTP, up to the moment when a worker would take the job."""
 
+import hashlib
 import json
 import math
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from app.domain.rubric import judge_digest
 from app.domain.safety_spec import AdaptiveKL, CombinedCritic, JudgeCritic
 from app.domain.training_spec import Hyperparameters, TrainingOptions, resolve
 from app.domain.verify import verify_bundle
-from app.models.base import utc_now
+from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel, Critic
 from app.models.file import File
 from app.models.job import Checkpoint, Job, LedgerLeaf, Step
@@ -48,6 +50,25 @@ def set_work(tenant: Tenant, job_id: str, **values: Any) -> None:
     """Change a row of work as its owner would."""
     with unit_of_work(tenant.server.database) as session:
         session.execute(update(Work).where(Work.id == job_id).values(**values))
+
+
+def add_critic(tenant: Tenant, category: str, **fields: Any) -> str:
+    """Register a critic as if one had been fitted for a harm category, before that of the base model, and return its id."""
+    with unit_of_work(tenant.server.database) as session:
+        base = session.get_one(BaseModel, MODEL)
+        numbers = {"low": -2.0, "high": 3.0, "threshold": 0.5, "base_digest": base.digest, **fields}
+        critic = Critic(
+            id=new_id("critic_"),
+            base_model=base.name,
+            category=category,
+            digest=hashlib.sha256(category.encode()).hexdigest(),
+            files={},
+            report={"auroc": 0.75, "tpr_at_1_percent_fpr": 0.5},
+            created_at=utc_now() - timedelta(days=1),
+            **numbers,
+        )
+        session.add(critic)
+        return critic.id
 
 
 class TestCreateJob:
@@ -163,8 +184,6 @@ class TestCreateJob:
         [
             ({"model": "unknown"}, "model", "model_not_found"),
             ({"model": None}, "model", "invalid_request"),
-            ({"training_file": "file-nothing"}, "training_file", "file_not_found"),
-            ({"validation_file": "file-nothing"}, "validation_file", "file_not_found"),
             ({"n_epochs": 3}, "n_epochs", "invalid_request"),
             ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "invalid_request"),
             ({"hyperparameters": {"n_epoch": 5}}, "hyperparameters.n_epoch", "invalid_request"),
@@ -213,7 +232,7 @@ class TestCreateJob:
                 "safety.critic.id",
                 "critic_not_found",
             ),
-            ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations[0].wandb", None),
+            ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations[0].type", None),
             ({"suffix": "a b"}, "suffix", "invalid_request"),
             ({"seed": -1}, "seed", "invalid_request"),
             ({"method": {"type": "magic"}}, "method.type", "invalid_request"),
@@ -229,10 +248,16 @@ class TestCreateJob:
     def test_unknown_model_names_the_known_ones(self, tenant: Tenant) -> None:
         assert f"base models: {MODEL}" in tenant.post_job(model="gpt-4o").json()["error"]["message"]
 
+    @pytest.mark.parametrize("param", ["training_file", "validation_file"])
+    def test_file_that_is_not_there(self, tenant: Tenant, param: str) -> None:
+        message = refused(tenant.post_job(**{param: "file-nothing"}), 404, param=param, code="file_not_found")
+        assert message.startswith(param)
+        assert tenant.get(PATH)["data"] == []
+
     def test_file_that_was_deleted_is_not_found(self, tenant: Tenant) -> None:
         file_id = tenant.upload()
         tenant.openai.files.delete(file_id)
-        refused(tenant.post_job(training_file=file_id), 400, param="training_file", code="file_not_found")
+        refused(tenant.post_job(training_file=file_id), 404, param="training_file", code="file_not_found")
 
     def test_presets(self, tenant: Tenant) -> None:
         file_id = tenant.upload()
@@ -334,26 +359,140 @@ class TestCreateJob:
         part = judge_digest(JudgeCritic().digest(fallback), "gpt-oss-20b")
         chosen = CombinedCritic.model_validate({"critics": parts})
         assert [each["sha256"] for each in recorded] == [judge, chosen.digest([fallback, part])]
-        assert recorded[0]["low"] == -2.0
+        assert [[each["low"] for each in body["fitted"]] for body in recorded] == [[-2.0], [-2.0]]
         curve = tenant.get(f"{PATH}/{combined['id']}/risk")
         assert curve["critic"]["type"] == "combined"
 
-    def test_two_activation_critics_in_one_job_are_refused(self, own_server: Any) -> None:
+    def test_critics_of_several_categories_are_pinned_and_on_record(self, own_server: Any) -> None:
         tenant = own_server(judge_url="http://127.0.0.1:1/v1", judge_model="m")
-        parts = [{"type": "activation", "id": "critic_a"}, {"type": "judge", "fallback": "critic_b"}]
-        safety = {"method": "filter", "critic": {"type": "combined", "critics": parts}}
-        message = refused(tenant.post_job(safety=safety), 400, param="safety.critic.critics")
-        assert "critic_a and critic_b" in message
+        bias = add_critic(tenant, "bias", low=-1.0, high=4.0, threshold=2.0)
+        parts = [{"type": "judge"}, {"type": "activation", "category": "bias"}, {"type": "activation"}]
+        critic = {"type": "combined", "critics": parts, "rule": "weighted", "weights": [0.5, 0.3, 0.2]}
+        job = tenant.create_job(safety={"method": "adaptive_kl", "critic": critic})
+        judge, second, third = job["safety"]["critic"]["critics"]
+        assert (second["id"], second["category"], third["category"]) == (bias, "bias", "harm")
+        # A judge falls back on the first critic that it is combined with.
+        assert judge["fallback"] == bias
+        assert [each["quality"]["auroc"] for each in (second, third)] == [0.75, 0.97]
+        assert job["safety"]["threshold"] == pytest.approx(0.5 * 0.5 + 0.3 * 0.6 + 0.2 * 0.5)
+        (recorded,) = leaves(tenant, job["id"])
+        fitted = recorded["body"]["critic"]["fitted"]
+        assert [(each["id"], each["low"], each["high"], each["threshold"]) for each in fitted] == [
+            (bias, -1, 4, 2),
+            (third["id"], -2, 3, 0.5),
+        ]
+        # A list of jobs and a job alone show the same.
+        assert (
+            tenant.get(PATH)["data"][0]["safety"]
+            == tenant.get(f"{PATH}/{job['id']}")["safety"]
+            == job["safety"]
+        )
+        assert [job["safety"]["critic"]["weights"], job["safety"]["critic"]["rule"]] == [
+            [0.5, 0.3, 0.2],
+            "weighted",
+        ]
+
+    @pytest.mark.parametrize(
+        ("change", "param", "words"),
+        [
+            (
+                {"critics": [{"id": "critic_x"}, {"category": "bias"}]},
+                "safety.critic.critics[0].id",
+                "'critic_x' is not one",
+            ),
+            (
+                {"critics": [{"category": "bias"}, {"id": "OTHER"}]},
+                "safety.critic.critics[1].id",
+                "is not one",
+            ),
+            (
+                {"critics": [{"category": "bias"}, {"id": "BIAS"}]},
+                "safety.critic.critics[1]",
+                "same activation critic",
+            ),
+            (
+                {"critics": [{}, {"id": "BIAS", "category": "untruth"}]},
+                "safety.critic.critics[1].category",
+                "is of the category 'bias', not 'untruth'",
+            ),
+            ({"critics": [{}, {"category": "untruth"}]}, "safety.critic.critics[1]", "--category untruth"),
+            ({"critics": [{}, {"category": "Untruth!"}]}, "safety.critic.critics[1].category", "pattern"),
+            ({"critics": [{}, {}]}, "safety.critic", "twice"),
+            ({"rule": "weighted"}, "safety.critic", "weights needs 2 numbers"),
+            ({"rule": "weighted", "weights": [1.0]}, "safety.critic", "weights needs 2 numbers"),
+            ({"rule": "weighted", "weights": [0.5, 0.25, 0.25]}, "safety.critic", "weights needs 2 numbers"),
+            ({"rule": "weighted", "weights": [0.0, 1.0]}, "safety.critic.weights[0]", "greater than 0"),
+            ({"rule": "weighted", "weights": [1.5, -0.5]}, "safety.critic.weights", None),
+            ({"rule": "weighted", "weights": [0.5, 0.4]}, "safety.critic", "weights sum to 0.9"),
+            ({"weights": [0.5, 0.5]}, "safety.critic", "weights are for the rule"),
+        ],
+        ids=str,
+    )
+    def test_a_combination_that_cannot_be_is_refused_by_name(
+        self, own_server: Any, change: dict[str, Any], param: str, words: str | None
+    ) -> None:
+        tenant = own_server()
+        names = {
+            "BIAS": add_critic(tenant, "bias"),
+            "OTHER": add_critic(tenant, "harm", base_digest="0" * 64),
+        }
+        critic: dict[str, Any] = {"type": "combined", "critics": [{}, {"category": "bias"}], **change}
+        critic["critics"] = [
+            {
+                "type": "activation",
+                **part,
+                **({"id": names.get(part["id"], part["id"])} if "id" in part else {}),
+            }
+            for part in critic["critics"]
+        ]
+        reply = tenant.post_job(safety={"method": "adaptive_kl", "critic": critic})
+        message = reply.json()["error"]["message"]
+        assert reply.status_code == 400, message
+        assert reply.json()["error"]["param"].startswith(param), reply.json()
+        assert words is None or words in message
+        assert tenant.get(PATH)["data"] == []
+
+    @pytest.mark.parametrize("weight", ["nan", "inf"])
+    def test_a_weight_that_is_no_number_is_refused(self, tenant: Tenant, weight: str) -> None:
+        parts = [{"type": "activation"}, {"type": "constant", "s": 0.5}]
+        critic = {"type": "combined", "critics": parts, "rule": "weighted", "weights": [float(weight), 0.5]}
+        body = {"model": MODEL, "training_file": "file-x", "safety": {"method": "filter", "critic": critic}}
+        reply = tenant.http.post(
+            "/v1/fine_tuning/jobs", content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] in ("safety.critic.weights[0]", None)
+
+    def test_weights_below_the_operators_floor_are_refused(self, own_server: Any, tmp_path: Path) -> None:
+        policy = tmp_path / "policy.toml"
+        policy.write_text("[category_weights]\nharm = 0.5\n")
+        tenant = own_server(policy_file=policy)
+        bias = add_critic(tenant, "bias")
+        harm = tenant.create_job()["safety"]["critic"]["id"]
+
+        def post(*weights: float, first: str | None = harm) -> Any:
+            parts = [{"type": "activation", "id": first}, {"type": "activation", "id": bias}]
+            critic = {"type": "combined", "critics": parts, "rule": "weighted", "weights": weights}
+            return tenant.post_job(safety={"method": "adaptive_kl", "critic": critic})
+
+        # That the request names ids hides nothing: what counts is what the named critic measures.
+        refused(post(0.25, 0.75), 400, param="safety.critic.weights", code="policy_violation")
+        assert post(0.5, 0.5).status_code == 200
+        alone = {"method": "adaptive_kl", "critic": {"type": "activation", "id": bias}}
+        message = refused(tenant.post_job(safety=alone), 400, param="safety.critic", code="policy_violation")
+        assert "'harm'" in message
 
     def test_first_record_says_what_was_asked_for(self, tenant: Tenant) -> None:
         job = tenant.create_job(seed=7, safety={"method": "fixed_kl", "beta": 0.4})
         (created,) = leaves(tenant, job["id"])
-        assert created["t"] == "tether.job.created/3"
+        assert created["t"] == "tether.job.created/4"
         body = created["body"]
         assert body["spec"]["seed"] == 7
         assert body["spec"]["safety"]["beta"] == 0.4
         assert body["critic"]["id"] == job["safety"]["critic"]["id"]
-        assert (body["critic"]["low"], body["critic"]["high"], body["critic"]["threshold"]) == (-2, 3, 0.5)
+        (fitted,) = body["critic"]["fitted"]
+        assert (fitted["id"], fitted["sha256"]) == (body["critic"]["id"], body["critic"]["sha256"])
+        assert (fitted["low"], fitted["high"], fitted["threshold"]) == (-2, 3, 0.5)
         assert (body["anchors"], body["alignment"]) == (None, None)
         assert body["policy_sha256"] == tenant.server.app.state.policy[1]
         assert "hello" not in json.dumps(created)
@@ -455,6 +594,44 @@ class TestListJobs:
         assert found({"team": "green"}) == []
         assert found({"nothing": "red"}) == []
         assert found({"a b.c[0]": "'; DROP TABLE jobs"}) == [ids[3]]
+
+    def test_jobs_without_metadata_are_found(self, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        labels: list[dict[str, str] | None] = [None, {"team": "red"}, {}]
+        ids = [tenant.create_job(training_file=file_id, metadata=each)["id"] for each in labels]
+        assert [job["id"] for job in tenant.get(PATH, metadata="null")["data"]] == [ids[2], ids[0]]
+        refused(tenant.http.get(PATH, params={"metadata": "red"}), 400, param="metadata")
+
+    @pytest.mark.parametrize(
+        "key",
+        ['a"b', '"', "'", "a\\b", "\n", "é", "$", "$.a", "0", "]", ""],
+        ids=[
+            "quoted",
+            "quote",
+            "apostrophe",
+            "backslash",
+            "newline",
+            "accent",
+            "root",
+            "path",
+            "digit",
+            "bracket",
+            "empty",
+        ],
+    )
+    def test_metadata_filter_finds_any_key(self, tenant: Tenant, key: str) -> None:
+        job_id = tenant.create_job(metadata={key: key})["id"]
+        tenant.create_job(metadata={key: "other", "other": key})
+        found = tenant.get(PATH, **{f"metadata[{key}]": key})["data"]
+        assert [job["id"] for job in found] == [job_id]
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("\0", "x"), ("x", "\0"), ("x" * 65, "x")],
+        ids=["NUL key", "NUL value", "long key"],
+    )
+    def test_metadata_that_no_job_can_have_are_refused(self, tenant: Tenant, key: str, value: str) -> None:
+        refused(tenant.http.get(PATH, params={f"metadata[{key}]": value}), 400, param="metadata")
 
     def test_unknown_cursor_is_refused(self, tenant: Tenant) -> None:
         refused(tenant.http.get(PATH, params={"after": "ftjob-x"}), 400, param="after", code="invalid_cursor")

@@ -92,18 +92,18 @@ class TestCreateJob:
 
     @pytest.mark.parametrize("name", ["ft:org/base-model:tether::unknown1", "ft:", "ft:x:ckpt-step-1"])
     def test_unknown_parent(self, tenant: Tenant, name: str) -> None:
-        message = refused(tenant.post_job(model=name), 400, param="model", code="model_not_found")
+        message = refused(tenant.post_job(model=name), 404, param="model", code="model_not_found")
         assert name in message
 
     def test_parent_that_has_not_succeeded(self, tenant: Tenant) -> None:
         name = release(tenant)
         set_work(tenant, job_of(tenant, name), state="finalising")
-        refused(tenant.post_job(model=name), 400, param="model", code="model_not_found")
+        refused(tenant.post_job(model=name), 404, param="model", code="model_not_found")
 
     def test_parent_that_was_deleted(self, operator: Tenant) -> None:
         name = release(operator)
         assert operator.http.delete(f"/v1/models/{name}").status_code == 200
-        refused(operator.post_job(model=name), 400, param="model", code="model_not_found")
+        refused(operator.post_job(model=name), 404, param="model", code="model_not_found")
 
     def test_weights_that_a_job_waits_for_stay(self, tenant: Tenant) -> None:
         name = release(tenant)
@@ -119,7 +119,7 @@ class TestCreateJob:
 
     def test_parent_of_another_project_needs_a_permission(self, tenant: Tenant, stranger: Tenant) -> None:
         name = release(stranger)
-        refused(tenant.post_job(model=name), 400, param="model", code="model_not_found")
+        refused(tenant.post_job(model=name), 404, param="model", code="model_not_found")
         with unit_of_work(tenant.server.database) as session:
             session.add(
                 CheckpointPermission(
@@ -128,7 +128,7 @@ class TestCreateJob:
             )
         assert tenant.create_job(model=name)["model"] == name
         # Leave for the model is none for its checkpoints.
-        refused(tenant.post_job(model=f"{name}:ckpt-step-6"), 400, param="model", code="model_not_found")
+        refused(tenant.post_job(model=f"{name}:ckpt-step-6"), 404, param="model", code="model_not_found")
 
 
 # --- real generations -------------------------------------------------------------------------------------

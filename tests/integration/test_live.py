@@ -1,17 +1,23 @@
 """Watching a job: streams, long polls, ETags and the packed curve, while something really writes."""
 
+import contextlib
 import json
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import update
 
+from app import serve
 from app.audit.repository import append_leaf
 from app.database import read_only, unit_of_work
 from app.domain.job import State
@@ -21,9 +27,10 @@ from app.models.base import utc_now
 from app.models.tenancy import ApiKey
 from app.models.work import Work
 from app.serve import Server as StoppingServer
+from app.wire_objects import STREAMS
 from app.work import repository as work_repository
 from app.work import service as work_service
-from tests.integration.conftest import Server, Tenant, refused
+from tests.integration.conftest import Server, Tenant, api_process, refused
 from tests.unit.app.domain.leaf_examples import STEP_2
 
 PATH = "/v1/fine_tuning/jobs"
@@ -141,6 +148,8 @@ class TestStream:
             assert found[-1][2] == record
             run.fail()
             rest = list(messages)
+        for event, _, data in (*backlog, *found, *rest):
+            STREAMS["stream_job"][str(event)].model_validate(data)
         assert [event for event, _, _ in rest] == ["event", "job", "end"]
         assert rest[1][2]["status"] == "failed"
         assert rest[2][2]["reason"] == "job_ended"
@@ -244,6 +253,148 @@ class TestStream:
             tenant.server.app.state.waker.close()
             rest = list(messages)
         assert rest[-1][2]["reason"] == "shutdown"
+
+
+class SlowClient:
+    """A client of a stream that reads nothing until it is told to."""
+
+    def __init__(self, url: str, key: str, path: str) -> None:
+        address = httpx.URL(url)
+        self.socket = socket.socket()
+        self.socket.settimeout(60)
+        # As little as can be set, so that soon nothing more fits between the two.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.connect((address.host, address.port))
+        lines = (
+            f"GET {path}/stream HTTP/1.1",
+            f"host: {address.host}",
+            f"authorization: Bearer {key}",
+            "",
+            "",
+        )
+        self.socket.sendall("\r\n".join(lines).encode())
+
+    def read_all(self) -> tuple[list[Message], bool]:
+        """Return every message, and whether the reply was brought to its end before the connection was."""
+        received = b""
+        with self.socket, contextlib.suppress(ConnectionError):
+            while not received.endswith(b"\r\n0\r\n\r\n") and (more := self.socket.recv(1 << 20)):
+                received += more
+        head, _, rest = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        body = b""
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            length = int(size, 16)
+            body, rest = body + rest[:length], rest[length + 2 :]
+        # Half a message has no empty line behind it, and is none.
+        return list(messages_of(iter(body.decode().split("\n")))), received.endswith(b"\r\n0\r\n\r\n")
+
+
+def watches_of(run: Run, app: FastAPI) -> list[waker.Watch]:
+    """Return the open watches of a job."""
+    return [watch for watch in app.state.waker._watches if watch.job_id == run.job_id]
+
+
+def say_until(run: Run, is_enough: Callable[[], bool]) -> list[str]:
+    """Fill the log of a job with long lines, which do not fit into any buffer, until something is so."""
+    said = []
+    deadline = time.monotonic() + 60
+    while not is_enough():
+        assert time.monotonic() < deadline
+        said.append(f"say {len(said)} {'x' * 200_000}")
+        run.say(said[-1])
+        time.sleep(0.02)
+    return said
+
+
+class TestSlowClient:
+    def test_one_that_fetches_too_little_is_told_and_comes_back(
+        self, tenant: Tenant, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waker, "POLL_S", 0.01)
+        monkeypatch.setattr(waker, "MAX_WAITING_UPDATES", 3)
+        client = SlowClient(tenant.server.url, tenant.key, run.path)
+        wait_until(lambda: bool(watches_of(run, tenant.server.app)))
+        (watch,) = watches_of(run, tenant.server.app)
+        texts = say_until(run, lambda: watch.ended is not None)
+        messages, is_whole = client.read_all()
+        assert is_whole
+        assert messages[-1][0] == "end"
+        assert messages[-1][2]["reason"] == "slow_client"
+        run.fail()
+        last = [id for event, id, _ in messages if event == "event"][-1]
+        assert last is not None
+        with streaming(tenant, run.path, headers={"last-event-id": last}) as rest:
+            messages += list(rest)
+        got = [data["message"] for event, _, data in messages if event == "event"]
+        assert [text for text in got if text.startswith("say ")] == texts
+        assert messages[-1][2]["reason"] == "job_ended"
+
+    def test_one_that_takes_nothing_is_cut_off_and_leaves_nothing(
+        self, own_server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waker, "POLL_S", 0.01)
+        monkeypatch.setattr(stream, "SEND_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(serve, "UNREAD_TIMEOUT_S", 0.5)
+        tenant = own_server()
+        run = Run(tenant)
+        client = SlowClient(tenant.server.url, tenant.key, run.path)
+        wait_until(lambda: bool(watches_of(run, tenant.server.app)))
+        say_until(run, lambda: not watches_of(run, tenant.server.app))
+        # The connection goes, too, though its client lives: it would hold a file and what was not fetched.
+        wait_until(
+            lambda: not is_open_here(httpx.URL(tenant.server.url).port, client.socket.getsockname()[1])
+        )
+        messages, is_whole = client.read_all()
+        assert not is_whole
+        assert "end" not in [event for event, _, _ in messages]
+        # Nobody else is harmed.
+        with streaming(tenant, run.path) as others:
+            until(others, said("Created"))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that is bound to happen."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_open_here(port: int | None, of: int) -> bool:
+    """Say whether a process holds the end at `port` of a connection that comes from the port `of`."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, *rest = line.split()
+        if (int(local.split(":")[1], 16), int(remote.split(":")[1], 16)) == (port, of):
+            return int(rest[6]) != 0  # The inode: one that no process holds has none.
+    return False
+
+
+def test_server_that_is_stopped_ends_what_waits_and_leaves_with_code_0(tenant: Tenant, run: Run) -> None:
+    with api_process(tenant.server.settings) as (url, process, log):
+        # One that will never read what is written to it, which must not keep the server either.
+        stuck = SlowClient(url, tenant.key, run.path)
+        run.say("x" * 8_000_000)
+        with (
+            httpx.Client(base_url=url, headers=tenant.http.headers, timeout=60) as client,
+            ThreadPoolExecutor(1) as thread,
+            client.stream("GET", f"{run.path}/stream") as reply,
+        ):
+            etag = client.get(run.path).headers["etag"]
+            poll = thread.submit(
+                client.get, run.path, params={"wait": 60}, headers={"if-none-match": etag}, timeout=90
+            )
+            messages = messages_of(reply.iter_lines())
+            until(messages, said("xxx"))
+            process.send_signal(signal.SIGTERM)
+            rest = list(messages)
+            assert rest[-1][0] == "end"
+            assert rest[-1][2]["reason"] == "shutdown"
+            assert poll.result().status_code == 304
+        # The grace of the container, docker-compose.yml.
+        assert process.wait(20) == 0, log.read_text()
+        stuck.socket.close()
 
 
 class TestLongPoll:

@@ -50,7 +50,7 @@ class TestMetrics:
         run = Run(tenant)
         counts = {"ok": 1, "failed": 0, "constant": 0, "unmeasured": 0, "judged": 0, "fallback": 3}
         with unit_of_work(run.database) as session:
-            body = {**BODIES["risk.table/2"], "counts": counts}
+            body = {**BODIES["risk.table/3"], "counts": counts}
             append_leaf(session, run.job_id, epoch=run.epoch, kind="risk.table", body=body)
         run.step(1)
         time.sleep(0.02)

@@ -1,10 +1,5 @@
 """The commands of docs/mlops.md, taken from the page and run: back up, lose everything, restore, and look."""
 
-import os
-import re
-import shutil
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,32 +12,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.settings import Settings
 from tests.conftest import POSTGRESQL
+from tests.documented import run_block
 from tests.integration.conftest import MODEL, Tenant, serving
 from tests.object_store import make_bucket, point_at
 from tests.support import add_base_model, settings_in
-
-PAGE = (Path(__file__).parents[2] / "docs/mlops.md").read_text(encoding="utf-8")
-
-
-def commands(name: str) -> str:
-    """Return the block of commands that stands under this mark."""
-    (found,) = re.findall(rf"<!-- {name} -->\n```bash\n(.*?)```", PAGE, re.DOTALL)
-    return str(found)
-
-
-def run_block(name: str, **variables: str) -> None:
-    """Run a block as a reader would, with these variables set."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TETHER_")}
-    done = subprocess.run(
-        [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", commands(name)],
-        env={**environment, "PATH": path, **variables},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def fill(settings: Settings, folder: Path) -> dict[str, Any]:

@@ -11,17 +11,26 @@ import pytest
 from app.base_models.service import register_base_model
 from app.database import read_only, unit_of_work
 from app.domain.dataset import format_rows
+from app.domain.training_spec import TrainingSpec
 from app.domain.verify import verify_bundle
+from app.models.base import utc_now
+from app.models.file import File
+from app.models.job import Job
 from app.models.work import Work
 from app.reconciler import reconcile
 from app.safety_sets.service import add_set, store_rows
+from app.storage import store_stream
 from app.work import repository
 from app.work.service import ask_for_pause, postpone, release
 from tests.integration.conftest import Tenant, jsonl, refused, run_worker, serving, unlike_any_other
 from tests.integration.test_jobs import PATH, kinds, leaves, set_work
 from tests.support import settings_in
+from worker.context import Cancelled, Context
+from worker.journal import Journal
+from worker.lease import Lease
 from worker.miniature.corpus import anchor_rows, training_rows
 from worker.miniature.install import NAME, WEIGHTS
+from worker.publisher import StoredAdapter, publish
 
 
 def pause(tenant: Tenant, job_id: str) -> dict[str, Any]:
@@ -254,6 +263,23 @@ class TestRefusals:
         assert "ends by itself" in refused(reply, 409, code="job_finalising")
         assert load(tenant, job_id).desired == "run"
 
+    def test_cancellation_that_comes_while_it_is_published_is_kept(self, tenant: Tenant) -> None:
+        database, settings = tenant.server.database, tenant.server.settings
+        job_id = tenant.create_job()["id"]
+        context = Context(
+            database, settings, Lease(database, settings, claim(tenant, job_id, state="finalising"))
+        )
+        with read_only(database) as session:
+            spec = TrainingSpec.model_validate(session.get_one(Job, job_id).spec)
+        journal = Journal(context, spec, critic_sha256=None, policy_sha256="0" * 64)
+        stored = store_stream(settings.storage, io.BytesIO(b"an adapter"))
+        assert tenant.openai.fine_tuning.jobs.cancel(job_id).status == "running"
+        with pytest.raises(Cancelled):
+            publish(context, journal, StoredAdapter(stored, {"adapter_model.safetensors": "0" * 64}))
+        let_lease_expire(tenant, job_id)
+        job = tenant.get(f"{PATH}/{job_id}")
+        assert (job["status"], job["fine_tuned_model"], job["result_files"]) == ("cancelled", None, [])
+
     @pytest.mark.parametrize("action", ["pause", "resume"])
     def test_job_of_another_project_is_unknown(self, tenant: Tenant, stranger: Tenant, action: str) -> None:
         job_id = tenant.create_job()["id"]
@@ -307,6 +333,7 @@ def test_job_that_its_monitor_pauses_ends_with_the_same_adapter(miniature: Tenan
     undisturbed = submit(miniature, "warn")
     assert run_worker(miniature, load(miniature, undisturbed)).state == "succeeded"
     job_id = submit(miniature, "pause")
+    file_id = miniature.get(f"{PATH}/{job_id}")["training_file"]
     # The limit counts again from the next measurement; the last is after the last step, before the release.
     for step in range(EVERY, STEPS + 1, EVERY):
         work = run_worker(miniature, load(miniature, job_id))
@@ -315,6 +342,10 @@ def test_job_that_its_monitor_pauses_ends_with_the_same_adapter(miniature: Tenan
         assert f"after step {step} the model has drifted" in job["safety"]["pause_reason"]
         assert (work.attempts_without_progress, job["estimated_finish"], job["result_files"]) == (0, None, [])
         verify(miniature, job_id, tmp_path)
+        # A job that has begun does not lose its file.
+        with unit_of_work(miniature.server.database) as session:
+            session.get_one(File, file_id).expires_at = utc_now()
+        reconcile(miniature.server.database, miniature.server.settings)
         resume(miniature, job_id)
     assert run_worker(miniature, load(miniature, job_id)).state == "succeeded"
     verify(miniature, job_id, tmp_path)

@@ -5,11 +5,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
 
+from app import storage
 from app.audit.repository import append_leaf
 from app.audit.service import build_evidence
 from app.auth import Caller
@@ -17,10 +19,15 @@ from app.database import Database, open_engine, read_only, unit_of_work
 from app.domain.job import State
 from app.domain.verify import verify_bundle
 from app.errors import LeaseLost
+from app.files.service import add_file
 from app.jobs.service import cancel_job
 from app.keys.service import DEFAULT_PROJECT
 from app.migration import migrate
+from app.models.base import utc_now
+from app.models.file import File
 from app.models.job import Event, Job
+from app.models.reply import Reply
+from app.models.tenancy import ApiKey
 from app.models.work import Work
 from app.reconciler import reconcile, run_reconciler
 from app.settings import Settings
@@ -69,6 +76,24 @@ def messages(database: Database, job_id: str) -> list[str]:
         )
 
 
+def delete_stored(database: Database, settings: Settings, folder: Path, content: bytes) -> File:
+    """Store a file beside a job, and delete it."""
+    add_job(database, folder)
+    stored = storage.store_stream(settings.storage, io.BytesIO(content))
+    with unit_of_work(database) as session:
+        file = add_file(
+            session, project_id=DEFAULT_PROJECT, filename="rows.jsonl", purpose="fine-tune", stored=stored
+        )
+        file.deleted_at = utc_now()
+    return file
+
+
+def load_file(database: Database, file_id: str) -> File:
+    """Return the row of a file as it stands."""
+    with read_only(database) as session:
+        return session.get_one(File, file_id)
+
+
 def verify(database: Database, job_id: str, tmp_path: Path) -> None:
     """Check the job's record as a stranger would."""
     bundle = tmp_path / "evidence.zip"
@@ -105,9 +130,13 @@ class TestPostpone:
                 postpone(session, settings, session.get_one(Work, job_id), reason="the disk is full")
             work = load(database, job_id)
             assert (work.state, work.infrastructure_failures) == ("queued", failures)
+        eager = settings.model_copy(update={"requeue_after_s": 0.0})
+        reconcile(database, eager)
         assert knocks == [], "at once would be too soon"
-        reconcile(database, settings.model_copy(update={"requeue_after_s": 0.0}))
-        assert ("gpu", job_id) in knocks
+        with unit_of_work(database) as session:
+            session.execute(update(Work).values(not_before_ms=0, knocked_at_ms=0))
+        reconcile(database, eager)
+        assert knocks == [("gpu", job_id)]
 
     def test_spent_budget_ends_the_job(
         self, database: Database, settings: Settings, job_id: str, tmp_path: Path
@@ -267,6 +296,55 @@ class TestOnePoisonedRow:
         assert load(database, damaged).state == "validating"
         assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
             f"{damaged} cannot be repaired"
+        ]
+
+
+class TestCleaning:
+    def test_bytes_that_cannot_be_removed_keep_nobody_elses(
+        self, database: Database, settings: Settings, tmp_path: Path
+    ) -> None:
+        eager = settings.model_copy(update={"deletion_grace_s": 0.0})
+        stuck, loose = (delete_stored(database, eager, tmp_path, content) for content in (b"stuck", b"loose"))
+        storage.path_of(eager.storage_dir, stuck.sha256).unlink()
+        storage.path_of(eager.storage_dir, stuck.sha256).mkdir()
+        stop = threading.Event()
+        often = eager.model_copy(update={"reconcile_interval_s": 0.01})
+        thread = threading.Thread(target=run_reconciler, args=(database, often, stop))
+        thread.start()
+        deadline = time.monotonic() + 30
+        while load_file(database, loose.id).bytes_removed_at is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        alive = thread.is_alive()
+        stop.set()
+        thread.join(30)
+        assert alive
+        assert load_file(database, loose.id).bytes_removed_at is not None
+        assert load_file(database, stuck.id).bytes_removed_at is None
+
+    def test_step_that_fails_keeps_the_later_ones_from_nothing(
+        self, database: Database, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        file = delete_stored(database, settings, tmp_path, b"any")
+        with unit_of_work(database) as session:
+            long_ago = utc_now() - timedelta(days=40)
+            session.execute(update(File).where(File.id == file.id).values(sha256="?", deleted_at=long_ago))
+            key_id = session.scalars(select(ApiKey.id)).first()
+            assert key_id is not None
+            session.add(
+                Reply(
+                    id="reply_1",
+                    api_key_id=key_id,
+                    route="x",
+                    body_sha256="0" * 64,
+                    reply={},
+                    created_at=long_ago,
+                )
+            )
+        reconcile(database, settings)
+        with read_only(database) as session:
+            assert session.get(Reply, "reply_1") is None
+        assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+            "remove_deleted_bytes failed; trying again"
         ]
 
 

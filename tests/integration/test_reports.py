@@ -3,10 +3,12 @@
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import numpy as np
@@ -16,6 +18,7 @@ from sqlalchemy import select
 from app import storage
 from app.base_models.service import hash_file, register_base_model
 from app.database import Database, read_only, unit_of_work
+from app.files.service import remove_deleted_bytes
 from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel, Critic
 from app.models.report import Report, RiskRead
@@ -25,6 +28,8 @@ from app.safety_sets.service import Rows, add_set
 from app.settings import Settings
 from app.work.repository import get_work
 from tests.integration.conftest import Server, Tenant, jsonl, refused, run_worker
+from tests.integration.test_lineage import release
+from tests.unit.app.cli.runner import Tether
 from worker.miniature.install import WEIGHTS
 from worker.process import run
 from worker.training.critics.activation import Points, Probe, Probes, save_critic
@@ -275,6 +280,10 @@ class TestReport:
         path = f"/v1/files/{file_id}/report"
         waiting = tenant.http.get(path, params={"model": MODEL})
         assert (waiting.status_code, waiting.json()["status"]) == (202, "validating")
+        # Whoever follows the address gets what they asked for.
+        asked = {"model": "☃ a\r\nX-Injected: 1", "risk": "false", "max_seq_length": "64", "format": "html"}
+        location = urlsplit(tenant.http.get(path, params=asked).headers["location"])
+        assert (location.path, dict(parse_qsl(location.query))) == (path, asked)
         run_worker(tenant, tenant.work_of_file(file_id))
         report = tenant.get(path, model=MODEL)
         assert (report["status"], report["problem_count"]) == ("invalid", 1)
@@ -282,20 +291,23 @@ class TestReport:
         assert report["problems"][0]["kind"] == "unknown_format"
 
     @pytest.mark.parametrize(
-        ("query", "param"),
+        ("query", "param", "status"),
         [
-            ({"model": "nothing"}, "model"),
-            ({"safety": "nothing"}, "safety"),
-            ({"overlength": "nothing"}, "overlength"),
-            ({"max_seq_length": 10**6}, "max_seq_length"),
-            ({"validation_file": "file-nothing"}, "validation_file"),
-            ({"format": "pdf"}, "format"),
+            ({"model": "nothing"}, "model", 400),
+            ({"safety": "nothing"}, "safety", 400),
+            ({"overlength": "nothing"}, "overlength", 400),
+            ({"max_seq_length": 10**6}, "max_seq_length", 400),
+            ({"validation_file": "file-nothing"}, "validation_file", 404),
+            ({"format": "pdf"}, "format", 400),
         ],
+        ids=["model", "safety", "overlength", "max_seq_length", "validation_file", "format"],
     )
-    def test_wrong_query_is_refused(self, tenant: Tenant, query: dict[str, Any], param: str) -> None:
+    def test_wrong_query_is_refused(
+        self, tenant: Tenant, query: dict[str, Any], param: str, status: int
+    ) -> None:
         file_id = tenant.upload()
         reply = tenant.http.get(f"/v1/files/{file_id}/report", params={"model": MODEL, **query})
-        refused(reply, 400, param=param)
+        refused(reply, status, param=param)
 
     def test_asked_for_many_times_at_once_it_is_made_once(self, tenant: Tenant) -> None:
         path = f"/v1/files/{tenant.upload()}/report"
@@ -348,9 +360,99 @@ class TestEstimate:
         assert 0 < estimate["training"]["expected_beta_mean"] < 1
         assert tenant.get("/v1/fine_tuning/jobs")["data"] == []
 
+    def test_threshold_of_ones_own_finds_no_score(self, tenant: Tenant, visible: Any) -> None:
+        file_id = tenant.upload(*rows(10, start=200))
+
+        def estimate(threshold: Any) -> Any:
+            body = {
+                "model": MODEL,
+                "training_file": file_id,
+                "hyperparameters": {"n_epochs": 1, "batch_size": 1},
+                "safety": {"method": "filter", "threshold": threshold, "anchors": None, "monitor": None},
+            }
+            path = "/v1/fine_tuning/jobs/estimate"
+            work_on(tenant, tenant.http.post(path, json=body))
+            reply = tenant.http.post(path, json=body)
+            assert reply.status_code == 200
+            return reply.json()
+
+        visible("full")
+        risk = estimate("auto")["risk"]
+        scores = sorted(each["s"] for each in risk["riskiest"])
+        between = (scores[4] + scores[5]) / 2
+        found = estimate(between)
+        assert (found["risk"]["treatments"], found["training"]["steps"]) == ({"own": 5, "drop": 5}, 5)
+        visible("bucketed")
+        hidden = tenant.get(f"/v1/reports/{found['id']}")
+        assert hidden["training"]["steps"] == 10
+        assert "treatments" not in hidden["risk"]
+        assert {tuple(each) for each in hidden["risk"]["riskiest"]} == {("row", "bucket")}
+        assert "treatments" in hidden["risk"]["note"]
+        for threshold in (0.4, 0.8):
+            shown = estimate(threshold)
+            dropped = shown["risk"]["treatments"].get("drop", 0)
+            assert dropped == sum(s >= threshold for s in scores)
+            assert shown["training"]["steps"] == 10 - dropped
+            assert [each["treatment"] for each in shown["risk"]["riskiest"]].count("drop") == dropped
+            assert shown["risk"]["note"] is None
+
     def test_body_is_checked_as_a_jobs(self, tenant: Tenant) -> None:
         body = {"model": MODEL, "training_file": "file-nothing"}
-        refused(tenant.http.post("/v1/fine_tuning/jobs/estimate", json=body), 400, param="training_file")
+        refused(tenant.http.post("/v1/fine_tuning/jobs/estimate", json=body), 404, param="training_file")
+
+    def test_command_waits_and_shows_it(
+        self,
+        tenant: Tenant,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        monkeypatch.setattr("app.cli.report.POLL_S", 0.02)
+        tether = Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
+        (tmp_path / "rows.jsonl").write_bytes(jsonl(*rows(10, start=50)))
+        safety = json.dumps(SIMPLE["safety"])
+        flags = ("--safety", safety, "--epochs", 3, "--batch-size", 4)
+        with ThreadPoolExecutor(1) as worker:
+            made = worker.submit(make_next_report, tenant)
+            done = tether(
+                "jobs", "estimate", "--model", MODEL, "--training-file", tmp_path / "rows.jsonl", *flags
+            )
+            assert made.result().state == "succeeded"
+        assert done.code == 0, done.err
+        shown = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.out.splitlines()]
+        assert ["steps", "9"] in shown
+        assert ["method", "adaptive_kl"] in shown
+        # A file that says the same is the same estimate, which is worked out once; options go before what it says.
+        file_id = tenant.get("/v1/files")["data"][0]["id"]
+        method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 4}}}
+        body = {"model": "another", "training_file": file_id, "method": method, **SIMPLE}
+        (tmp_path / "request.json").write_text(json.dumps(body))
+        estimate = tether("jobs", "estimate", tmp_path / "request.json", "--model", MODEL, "--json").json
+        assert estimate["object"] == "fine_tuning.job.estimate"
+        assert (estimate["training_file"], estimate["training"]["steps"]) == (file_id, 9)
+        assert tenant.get("/v1/fine_tuning/jobs")["data"] == []
+
+
+def make_next_report(tenant: Tenant) -> Work:
+    """Wait until a report is asked for, and make it as a worker would."""
+    deadline = time.monotonic() + 60
+    while True:
+        with read_only(tenant.server.database) as session:
+            asked = session.scalars(
+                select(Work).where(Work.project_id == tenant.project_id, Work.kind == "report")
+            )
+            waiting = asked.one_or_none()
+        if waiting is not None:
+            return run_worker(tenant, waiting)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def stored_in(tenant: Tenant) -> list[Path]:
+    """Return the files in the storage folder of a tenant's server."""
+    folder = tenant.server.settings.storage
+    assert isinstance(folder, Path)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 class TestExclude:
@@ -370,14 +472,90 @@ class TestExclude:
 
     def test_job_runs_again_without_them(self, tenant: Tenant) -> None:
         file_id = tenant.upload(*rows(5))
-        job = tenant.create_job(model=MODEL, training_file=file_id, suffix="mine", seed=7, **SIMPLE)
+        job = tenant.create_job(
+            model=MODEL, training_file=file_id, suffix="mine", seed=7, priority=-2, **SIMPLE
+        )
         made = self.exclude(tenant, file_id, rows=[0], run_again=job["id"]).json()
         again = made["job"]
         assert again["id"] != job["id"]
         assert again["training_file"] == made["file"]["id"]
-        assert {name: again[name] for name in ("model", "seed", "hyperparameters")} == {
-            name: job[name] for name in ("model", "seed", "hyperparameters")
-        }
+        same = ("model", "seed", "hyperparameters", "priority", "integrations")
+        assert {name: again[name] for name in same} == {name: job[name] for name in same}
+
+    def test_job_that_went_on_from_a_model_goes_on_from_it_again(self, tenant: Tenant) -> None:
+        name = release(tenant, training={"lora_r": 4}) + ":ckpt-step-6"
+        file_id = tenant.upload(*rows(5))
+        job = tenant.create_job(model=name, training_file=file_id, priority=3)
+        again = self.exclude(tenant, file_id, rows=[0], run_again=job["id"]).json()["job"]
+        assert (again["model"], again["priority"]) == (name, 3)
+        assert again["training"]["lineage"] == job["training"]["lineage"]
+
+    def test_job_is_exported_again(self, own_server: Any) -> None:
+        tenant = own_server(mlflow_tracking_uri="http://127.0.0.1:9")
+        wanted = [{"type": "mlflow", "mlflow": {"experiment": "tuning"}}]
+        file_id = tenant.upload(*rows(3))
+        job = tenant.create_job(training_file=file_id, integrations=wanted)
+        again = self.exclude(tenant, file_id, rows=[0], run_again=job["id"]).json()["job"]
+        assert again["integrations"] == wanted
+        with read_only(tenant.server.database) as session:
+            exports = session.scalars(select(Work).where(Work.kind == "export")).all()
+        assert {each.args["job"] for each in exports} == {job["id"], again["id"]}
+
+    @pytest.mark.parametrize("key", ["with_a_key", "without"])
+    def test_request_that_is_sent_again_makes_one_file_and_one_job(self, tenant: Tenant, key: str) -> None:
+        file_id = tenant.upload(*rows(5))
+        job = tenant.create_job(model=MODEL, training_file=file_id, **SIMPLE)
+        body = {"rows": [0], "run_again": job["id"]}
+        headers = {"idempotency-key": new_id("")} if key == "with_a_key" else {}
+
+        def send(retries: int, **changed: Any) -> httpx.Response:
+            return tenant.http.post(
+                f"/v1/files/{file_id}/exclude",
+                json={**body, **changed},
+                headers={**headers, "x-stainless-retry-count": str(retries)},
+            )
+
+        first = send(0)
+        assert first.status_code == 200
+        # What has changed since does not matter: there is nothing left to make it of.
+        tenant.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+        tenant.http.delete(f"/v1/files/{file_id}")
+        assert send(1).json() == first.json()
+        assert len(tenant.get("/v1/fine_tuning/jobs")["data"]) == 2
+        assert [each["id"] for each in tenant.get("/v1/files")["data"]] == [first.json()["file"]["id"]]
+        if headers:
+            refused(send(0, rows=[1]), 409, code="idempotency_key_reused")
+
+    def test_many_at_once_make_one(self, tenant: Tenant) -> None:
+        file_id, headers = tenant.upload(*rows(5)), {"idempotency-key": new_id("")}
+        path = f"/v1/files/{file_id}/exclude"
+        with ThreadPoolExecutor(6) as pool:
+            replies = list(
+                pool.map(lambda _: tenant.http.post(path, json={"rows": [0]}, headers=headers), range(6))
+            )
+        assert {reply.status_code for reply in replies} == {200}
+        assert len({reply.json()["file"]["id"] for reply in replies}) == 1
+        assert len(tenant.get("/v1/files")["data"]) == 2
+
+    def test_full_project_stores_nothing(self, own_server: Any) -> None:
+        given = rows(3)
+        tenant = own_server(project_storage_bytes=len(jsonl(*given)) + 1)
+        file_id = tenant.upload(*given)
+        before = stored_in(tenant)
+        refused(self.exclude(tenant, file_id, rows=[0]), 429, code="insufficient_quota")
+        assert stored_in(tenant) == before
+        assert len(before) == 1
+
+    def test_refused_job_leaves_no_bytes(self, own_server: Any) -> None:
+        tenant = own_server(project_queued_jobs=1, deletion_grace_s=0)
+        file_id = tenant.upload(*rows(3))
+        job = tenant.create_job(training_file=file_id)
+        before = stored_in(tenant)
+        refused(self.exclude(tenant, file_id, rows=[0], run_again=job["id"]), 429, code="insufficient_quota")
+        assert [each["id"] for each in tenant.get("/v1/files")["data"]] == [file_id]
+        remove_deleted_bytes(tenant.server.database, tenant.server.settings)
+        assert stored_in(tenant) == before
+        assert len(before) == 1
 
     def test_risk_decides(self, tenant: Tenant, visible: Any) -> None:
         visible("full")

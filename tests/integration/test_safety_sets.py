@@ -113,9 +113,9 @@ class TestCreateSet:
 
     def test_what_is_named_must_be_there(self, operator: Tenant, tenant: Tenant) -> None:
         file = upload(operator, unlike_any_other())
-        refused(post_set(operator, "file-x", "harmful"), 400, param="file", code="file_not_found")
+        refused(post_set(operator, "file-x", "harmful"), 404, param="file", code="file_not_found")
         theirs = upload(tenant, unlike_any_other())
-        refused(post_set(operator, theirs, "harmful"), 400, param="file", code="file_not_found")
+        refused(post_set(operator, theirs, "harmful"), 404, param="file", code="file_not_found")
         reply = post_set(operator, file, "harmful", model="other")
         assert MODEL in refused(reply, 400, param="model", code="model_not_found")
         refused(post_set(operator, file, "safe"), 400, param="kind")

@@ -109,6 +109,8 @@ class TestMethods:
         message = refused(reply, 501, param="method.type", code="not_supported")
         assert "'supervised'" in message
         assert reply.headers["x-should-retry"] == "false"
+        # By its status the client raises an InternalServerError; the type says the same.
+        assert reply.json()["error"]["type"] == "server_error"
         assert tenant.get("/v1/fine_tuning/jobs")["data"] == []
 
     def test_unknown_method_is_invalid(self, tenant: Tenant) -> None:

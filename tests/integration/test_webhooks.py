@@ -710,6 +710,16 @@ class TestLoop:
         with running(tenant.server.database, tenant.server.settings):
             wait_for(lambda: receiver.received)
 
+    def test_log_that_cannot_be_pruned_stops_nothing(self, tenant: Tenant, receiver: Receiver) -> None:
+        add(tenant, receiver.url)
+        tell(tenant)
+        # So many days ago there was no calendar.
+        settings = tenant.server.settings.model_copy(update={"webhook_log_days": 1_000_000})
+        with pytest.raises(OverflowError):
+            prune(tenant.server.database, settings)
+        with running(tenant.server.database, settings):
+            wait_for(lambda: receiver.received)
+
     def test_old_deliveries_leave_the_log(self, tenant: Tenant, receiver: Receiver) -> None:
         endpoint = add(tenant, receiver.url)
         for _ in range(2):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +22,7 @@ from app.domain.safety_spec import (
     Monitor,
 )
 from app.domain.training_spec import Hyperparameters, TrainingOptions
+from app.jobs.schemas import JobCreate
 
 DOCS = Path(__file__).parents[2] / "docs"
 MODELS = (
@@ -64,6 +66,22 @@ def test_every_preset_is_documented_as_it_is() -> None:
         line = f"| `{name}` | `{json.dumps(full)}` |"
         assert line in text, line
         assert type(preset).model_validate(full) == preset
+
+
+def test_every_body_of_a_job_in_the_documentation_is_one() -> None:
+    bodies = [
+        json.loads(block)
+        for document in sorted(DOCS.glob("*.md"))
+        for block in re.findall(r"^```json\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    jobs = [JobCreate.model_validate(body) for body in bodies if "training_file" in body]
+    combined = [job.safety.critic for job in jobs if isinstance(job.safety.critic, CombinedCritic)]
+    assert [critic.rule for critic in combined] == ["weighted"]
+    policies = re.findall(
+        r"^```toml\n(.*?)^```$", (DOCS / "training.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    (policy,) = (SafetyPolicy.model_validate(tomllib.loads(text)) for text in policies)
+    assert policy.category_weights == {"harm": 0.5, "bias": 0.1}
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -110,6 +110,39 @@ class TestUnitOfWork:
             assert count(session) == 60
 
 
+def waits_for_the_disk(session: Session) -> bool:
+    """Say whether the commit of a transaction will."""
+    if session.get_bind().dialect.name == "sqlite":
+        return int(session.execute(text("PRAGMA synchronous")).scalar_one()) == 2
+    return session.execute(text("SHOW synchronous_commit")).scalar_one() == "on"
+
+
+class TestSynchronous:
+    def test_only_a_transaction_that_says_so_does_not_wait_for_the_disk(self, database: Database) -> None:
+        # One after the other, they have the same connection.
+        found = []
+        for synchronous in (True, False, False, True, False):
+            with unit_of_work(database, synchronous=synchronous) as session:
+                found.append(waits_for_the_disk(session))
+        assert found == [True, False, False, True, False]
+
+    @pytest.mark.parametrize("synchronous", [True, False])
+    def test_a_rollback_leaves_nothing_of_it(self, database: Database, synchronous: bool) -> None:
+        with unit_of_work(database, synchronous=not synchronous):
+            pass
+        with pytest.raises(ZeroDivisionError), unit_of_work(database, synchronous=synchronous) as session:
+            waits_for_the_disk(session)
+            raise ZeroDivisionError
+        with unit_of_work(database, synchronous=synchronous) as session:
+            assert waits_for_the_disk(session) is synchronous
+
+    def test_everybody_sees_it_at_once(self, database: Database) -> None:
+        with unit_of_work(database, synchronous=False) as session:
+            session.execute(text("INSERT INTO things VALUES (1)"))
+        with read_only(database) as session:
+            assert count(session) == 1
+
+
 class TestReadOnly:
     def test_nothing_is_committed(self, database: Database) -> None:
         with read_only(database) as session:
@@ -134,3 +167,20 @@ class TestOpenEngine:
                 for name in ("journal_mode", "synchronous", "foreign_keys")
             }
         assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+    def test_a_connection_that_was_lost_while_nobody_used_it_is_replaced(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if database.engine.dialect.name != "postgresql":
+            pytest.skip("about PostgreSQL")
+        monkeypatch.setattr("app.database.PING_AFTER_S", 0.0)
+        with unit_of_work(database) as session, unit_of_work(database) as other:
+            lost = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            other.execute(text("SELECT 1"))
+        with database.engine.connect() as connection:
+            # Of the two that lie in the pool, the newer one ends the older one.
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            assert pid != lost
+            connection.execute(text("SELECT pg_terminate_backend(:lost)"), {"lost": lost})
+            with unit_of_work(database) as session:
+                assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() not in (pid, lost)

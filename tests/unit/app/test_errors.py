@@ -45,12 +45,8 @@ class TestToWire:
 
     @pytest.mark.parametrize("cls", CLASSES)
     def test_type_and_status_agree(self, cls: type[TetherError]) -> None:
-        # The openai client chooses its exception by the status, people read the type. Three have types of the wire's.
-        special = {
-            "QuotaExceeded": "insufficient_quota",
-            "RateLimited": "requests",
-            "NotSupported": "invalid_request_error",
-        }
+        # The openai client chooses its exception by the status, people read the type. Two have types of the wire's.
+        special = {"QuotaExceeded": "insufficient_quota", "RateLimited": "requests"}
         assert cls.type == special.get(
             cls.__name__,
             "server_error"

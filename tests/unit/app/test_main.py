@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.jobs.schemas import JobCreate
 from app.main import describe_validation_error, locate
 
+HALF = "\ud800"
 REQUIRED = {"model": "base", "training_file": "file-1"}
 
 
@@ -89,6 +90,38 @@ class TestDescribeValidationError:
     def test_long_input_is_not_repeated(self) -> None:
         _, message = describe({**REQUIRED, "seed": "9" * 100_000})
         assert len(message) < 200
+
+    @pytest.mark.parametrize(
+        ("more", "param"),
+        [
+            ({"model": HALF}, "model"),
+            ({"validation_file": f"file-{HALF}"}, "validation_file"),
+            ({"metadata": {"k": HALF}}, "metadata.k"),
+            ({"metadata": {HALF: "v"}}, "metadata"),
+            (
+                {"safety": {"method": "none", "critic": {"type": "activation", "id": HALF}}},
+                "safety.critic.id",
+            ),
+            ({"safety": HALF}, "safety"),
+            ({"safety": {"method": HALF}}, "safety.method"),
+            ({"seed": HALF}, "seed"),
+            ({HALF: 1}, None),
+            ({"training": {HALF: 1}}, "training"),
+        ],
+        ids=["model", "file", "value", "key", "critic", "preset", "method", "number", "field", "inner_field"],
+    )
+    def test_half_a_character_is_refused_and_can_be_answered(
+        self, more: dict[str, Any], param: str | None
+    ) -> None:
+        found, said = describe({**REQUIRED, **more})
+        assert found == param
+        # The reply is JSON in UTF-8.
+        assert f"{found} {said}".encode()
+
+    def test_half_a_character_is_called_so(self) -> None:
+        assert describe({**REQUIRED, "model": HALF})[1] == (
+            "model: holds half of a surrogate pair, which is no character; send both halves, or the character itself"
+        )
 
 
 class TestLocate:

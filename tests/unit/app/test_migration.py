@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from app.database import open_engine
 from app.domain.safety_spec import AdaptiveKL, AnySafety, Safety
 from app.domain.training_spec import TrainingSpec
+from app.errors import ConfigurationError
 from app.migration import alembic_config, current_revision, migrate, newest_revision
 from app.models.base import Base
 
@@ -167,6 +168,15 @@ class TestMigrate:
         with engine.connect() as connection:
             assert set(inspect(connection).get_table_names()) == {"steps"}
 
+    def test_database_of_a_newer_version_is_refused_and_left_alone(self, engine: Engine) -> None:
+        migrate(engine)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(ConfigurationError, match=r"at revision 9999; a newer version .* backup"):
+            migrate(engine)
+        with engine.connect() as connection:
+            assert current_revision(connection) == "9999"
+
 
 class TestRevision2:
     """What was there before 0002 is there after it, with what 0002 says of it; and the other way round."""
@@ -237,6 +247,24 @@ class TestRevision2:
                 assert found.keys() >= row.keys()
                 assert "role" not in found
                 assert "threshold" not in found
+
+
+class TestRevision5:
+    def test_critics_of_before_are_of_the_category_harm(self, engine: Engine) -> None:
+        go_to(engine, "0001")
+        TestRevision2().insert(engine)
+        migrate(engine)
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT id, category FROM critics")).all() == [
+                ("critic_1", "harm")
+            ]
+        with pytest.raises(IntegrityError), engine.begin() as connection:
+            connection.execute(text("UPDATE critics SET category = NULL"))
+        # The job refers to the critic, so that the table of critics cannot be dropped and made anew.
+        go_to(engine, "0004")
+        with engine.connect() as connection:
+            (found,) = connection.execute(text("SELECT * FROM critics")).mappings()
+            assert (found["id"], "category" in found) == ("critic_1", False)
 
 
 class TestDowngrade:

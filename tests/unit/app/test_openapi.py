@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.jobs.stream import ADVICE
 from app.main import create_app
 from app.route_check import PUBLIC
 from app.wire_objects import MEDIA_TYPES, OBJECTS
@@ -39,6 +40,39 @@ class TestDescription:
             assert "422" not in operation["responses"]
             for code, reply in operation["responses"].items():
                 assert reply["content"], f"{operation['operationId']} {code}"
+
+    def test_text_is_text_and_bytes_are_bytes(self, operations: dict[str, dict[str, Any]]) -> None:
+        def type_of(name: str, media_type: str) -> dict[str, Any]:
+            schema: dict[str, Any] = operations[name]["responses"]["200"]["content"][media_type]["schema"]
+            return schema
+
+        assert type_of("read_metrics", "text/plain") == {"type": "string"}
+        assert type_of("retrieve_risk", "text/csv") == {"type": "string"}
+        assert type_of("retrieve_adapter", "application/zip") == {"type": "string", "format": "binary"}
+
+    def test_messages_of_a_stream_are_described(
+        self, schema: dict[str, Any], operations: dict[str, dict[str, Any]]
+    ) -> None:
+        (content,) = operations["stream_job"]["responses"]["200"]["content"].items()
+        assert content[0] == "text/event-stream"
+        assert content[1]["schema"] == {"type": "string"}
+        kinds = [each["properties"] for each in content[1]["itemSchema"]["oneOf"]]
+        found = {
+            each["event"]["const"]: each["data"]["contentSchema"]["$ref"].rpartition("/")[2] for each in kinds
+        }
+        assert found == {
+            "job": "FineTuningJob",
+            "event": "JobEvent",
+            "step": "StepRecord",
+            "end": "StreamEnd",
+        }
+        reasons = schema["components"]["schemas"]["StreamEnd"]["properties"]["reason"]["enum"]
+        assert set(reasons) == set(ADVICE)
+
+    def test_what_is_always_refused_is_not_offered(self, schema: dict[str, Any]) -> None:
+        fields = schema["components"]["schemas"]["JobCreate"]["properties"]
+        assert "wandb" not in str(fields["integrations"]).lower()
+        assert not [name for name in schema["components"]["schemas"] if "wandb" in name.lower()]
 
     def test_every_refusal_has_the_form_of_the_wire(self, operations: dict[str, dict[str, Any]]) -> None:
         for operation in operations.values():

@@ -5,6 +5,7 @@ import hashlib
 import io
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from app.errors import ConfigurationError, PayloadTooLarge, StorageUnavailable
 from app.settings import load_settings
 from app.storage import Place
 from tests.object_store import point_at
+
+SHA256 = "f" * 64
 
 
 def everything_in(folder: Path) -> list[Path]:
@@ -226,6 +229,16 @@ class Broken(io.RawIOBase):
 
 
 class TestFolder:
+    def test_what_the_file_system_refuses_is_unavailable(self, tmp_path: Path) -> None:
+        storage.path_of(tmp_path, SHA256).mkdir(parents=True)
+        with pytest.raises(StorageUnavailable, match=f"the bytes of {SHA256} cannot be reached"):
+            storage.discard(tmp_path, SHA256)
+        blocked = "0" * 64
+        (tmp_path / "00").write_text("a file where a folder belongs")
+        for function in (storage.discard, partial(storage.discard_older, age_s=0)):
+            with pytest.raises(StorageUnavailable, match=r"cannot be reached .*Not a directory"):
+                function(tmp_path, blocked)
+
     def test_others_cannot_read(self, tmp_path: Path) -> None:
         storage.store_stream(tmp_path / "storage", io.BytesIO(b"private"))
         assert (tmp_path / "storage").stat().st_mode & 0o077 == 0

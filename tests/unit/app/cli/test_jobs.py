@@ -7,7 +7,8 @@ import pytest
 import typer
 
 from app.cli.files import safe_name
-from app.cli.jobs import name_critic, read_metadata, read_object, read_safety
+from app.cli.job_request import read_integrations, read_metadata, read_object, read_safety
+from app.cli.jobs import name_critic
 from app.cli.watch import EXIT_CODES, exit_code
 from app.domain.job import TERMINAL, WIRE_STATUS
 
@@ -74,3 +75,13 @@ def test_critic_is_named_with_its_quality(critic: Any, name: str | None) -> None
 )
 def test_name_that_a_server_gave_stays_a_name_here(given: str, name: str) -> None:
     assert safe_name(given) == name
+
+
+def test_integrations_are_objects_or_lists_or_files_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "two.json"
+    file.write_text('[{"type": "b"}, {"type": "c"}]')
+    assert read_integrations(None) is None
+    assert read_integrations(['{"type": "a"}', f"@{file}"]) == [{"type": "a"}, {"type": "b"}, {"type": "c"}]
+    for wrong in ("mlflow", "[1]", "1", "@/no/such/file"):
+        with pytest.raises(typer.BadParameter, match="--integration"):
+            read_integrations([wrong])

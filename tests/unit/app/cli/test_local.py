@@ -211,6 +211,13 @@ class TestCritics:
         assert done.returncode == 2
         assert "--pooling is mean" in done.stderr
 
+    @pytest.mark.parametrize("category", ["Bias", "hate speech", "", "b" * 65])
+    def test_category_is_a_short_word(self, tmp_path: Path, category: str) -> None:
+        fit = ("critics", "fit", "--base", "mine", "--home", str(tmp_path), "--cold-start")
+        done = tether(*fit, f"--category={category}")
+        assert done.returncode == 2
+        assert "--category is 1 to 64" in done.stderr
+
     @pytest.mark.parametrize(
         ("recall", "shown"),
         [
@@ -236,7 +243,7 @@ class TestCritics:
         listed = tether("critics", "list", "--home", str(settings.home)).stdout
         row = next(line for line in listed.splitlines() if "mine" in line)
         cells = [cell.strip() for cell in row.strip("│").split("│")]
-        assert cells[1:6] == ["mine", "0.970", shown, "unknown", "0.500"]
+        assert cells[1:7] == ["mine", "harm", "0.970", shown, "unknown", "0.500"]
 
 
 def test_start_that_fails_makes_no_key_that_nobody_sees(tmp_path: Path) -> None:

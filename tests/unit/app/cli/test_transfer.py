@@ -1,4 +1,4 @@
-"""Downloads that break off, are damaged, or find no room, over a real connection."""
+"""Transfers that break off, are damaged, or find no room, over a real connection."""
 
 import hashlib
 import resource

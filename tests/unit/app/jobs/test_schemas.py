@@ -27,8 +27,14 @@ JUDGE = {"type": "judge", "votes": 3}
             " TPR at 1 % FPR 0.875",
         ),
         (
-            {"type": "combined", "rule": "weighted", "critics": [JUDGE, JUDGE | {"votes": 1}]},
-            "risk by the weighted sum of: a judge, 3 votes a text; a judge, 1 vote a text",
+            {
+                "type": "combined",
+                "rule": "weighted",
+                "weights": [0.75, 0.25],
+                "critics": [JUDGE, ACTIVATION | {"category": "bias"}],
+            },
+            "risk by the weighted sum of: 0.75 × a judge, 3 votes a text; 0.25 × critic_1 (bias); on held-out topics"
+            " AUROC 0.970, TPR at 1 % FPR 0.875",
         ),
     ],
 )

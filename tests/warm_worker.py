@@ -1,0 +1,48 @@
+"""Worker processes that begin with torch in memory: each is fresh and its own, forked from one that did the imports.
+
+Importing torch, transformers and peft takes longer than most of what the tests have a worker do.
+"""
+
+import multiprocessing
+import os
+import sys
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest import mock
+
+from app.settings import TRAINER_DEFAULTS
+
+ROOT = Path(__file__).parents[1]
+KINDS = frozenset({"train", "report", "fit_critic"})
+"""What needs torch."""
+IMPORTED = ["worker.trainer", "worker.reporter", "worker.critic_fitter", "worker.process", __name__]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(IMPORTED)
+
+
+def work(work_id: str, environment: dict[str, str], timeout_s: float) -> None:
+    """Do one piece of work as `python -m worker.process` would. Raises TimeoutError."""
+    # Libraries read some of these when they are imported.
+    with mock.patch.dict(os.environ, {**TRAINER_DEFAULTS, "PYTHONPATH": str(ROOT)}):
+        forkserver.ensure_running()
+    process = _context.Process(target=_run, args=(work_id, environment))
+    process.start()
+    process.join(timeout_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise TimeoutError(f"{work_id} took more than {timeout_s:g} s")
+    process.close()
+
+
+def _run(work_id: str, environment: dict[str, str]) -> None:
+    from worker.process import main
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["worker.process", work_id]
+    sys.exit(main())
