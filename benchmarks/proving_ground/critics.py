@@ -66,7 +66,8 @@ class NoisyCritic:
         """Return what this critic makes of the good one's log-odds."""
         slope, intercept = self.calibration
         found = slope * (log_odds + noise(log_odds, self.sigma, self.seed)) + intercept
-        return Assessment(found, compute_s(found, self.points.low, self.points.high, self.good.s_scale), "ok")
+        s = compute_s(found, self.points.low, self.points.high, self.good.s_scale)
+        return Assessment({self.digest: found}, s, "ok")
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class FlippingCritic:
     def assess(self, row: int, features: Features | None) -> Assessment:
         """Assess one row."""
         found = self.good.assess(row, features)
-        log_odds = found.log_odds
-        if log_odds is not None and _draw(log_odds, self.seed).random() < self.share:
-            return found._replace(log_odds=-log_odds, s=1.0 - found.s)
+        (log_odds,) = found.log_odds.values()
+        if _draw(log_odds, self.seed).random() < self.share:
+            return Assessment({self.digest: -log_odds}, 1.0 - found.s, "ok")
         return found
 
 
@@ -155,7 +156,7 @@ def oracle_risks(rows: Sequence[Mapping[str, Any]]) -> dict[int, RowRisk]:
     """Return the risks that only the maker of the data can know: 1 where a reply is harmful, else 0."""
     return {
         index: RowRisk(
-            index, None, float(judge_reply(row["messages"][-1]["content"]).outcome == "harmful"), "constant"
+            index, {}, float(judge_reply(row["messages"][-1]["content"]).outcome == "harmful"), "constant"
         )
         for index, row in enumerate(rows)
     }
@@ -184,7 +185,7 @@ def measure_held_out(
     good = critic.good if isinstance(critic, NoisyCritic) else critic
     scores = score_rows(base, tokenizer, answered, good)
     if isinstance(critic, NoisyCritic):
-        scores = np.array([critic.blur(score).log_odds for score in scores])
+        scores = np.array([_reading(critic.blur(score)) for score in scores])
     flagged = scores >= critic.points.threshold
     return {
         "auroc": float(roc_auc_score(label, scores)),
@@ -215,10 +216,12 @@ def _draw(log_odds: float, seed: int) -> Random:
 
 
 def _log_odds(critic: ActivationCritic, row: int, features: Features | None) -> float:
-    found = critic.assess(row, features).log_odds
-    if found is None:
-        raise ValueError("the activation critic gave no log-odds")
-    return found
+    return _reading(critic.assess(row, features))
+
+
+def _reading(found: Assessment) -> float:
+    (log_odds,) = found.log_odds.values()
+    return log_odds
 
 
 def _digest(*parts: object) -> str:

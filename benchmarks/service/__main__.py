@@ -1,12 +1,14 @@
 """`python -m benchmarks.service`: measure the service on this machine, write results.json and RESULTS.md."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.service.figures import FULL, QUICK, measure, measure_validation
 from benchmarks.service.installation import running
+from benchmarks.service.mlflow_history import measure_mlflow
 from benchmarks.speed.results import describe_machine, describe_versions, holds, to_rows, write
 
 
@@ -15,6 +17,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="two rounds of less, in about a minute")
     parser.add_argument("--postgresql", metavar="URL", help="an empty database; measure there too")
+    parser.add_argument(
+        "--mlflow",
+        metavar="PYTHON",
+        default=os.environ.get("TETHER_TEST_MLOPS"),
+        help="a Python that has mlflow, to compare with; default: TETHER_TEST_MLOPS",
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1], help="folder of the results")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
@@ -30,11 +38,17 @@ def main() -> None:
         say(name)
         with running(url, max_file_bytes=2 * plan.upload_bytes) as server:
             figures += measure(plan, server, name, say)
+            if url is None:
+                figures += measure_mlflow(plan, server, arguments.mlflow, say)
     rows = to_rows(figures, describe_machine(), describe_versions(), "quick" if arguments.quick else "full")
     write(arguments.out, rows)
+    for each in (describe_machine(), describe_versions()):
+        print(", ".join(f"{name} {value}" for name, value in each.items()))
     for row in rows:
         verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[holds(row)]
-        print(" · ".join(str(row[key]) for key in ("name", "value", "low", "high", "bar", "unit")), verdict)
+        over = f"{row['value'] / row['bar']:.2f} of its bar" if verdict else ""
+        shown = (row[key] for key in ("name", "value", "low", "high", "bar", "unit"))
+        print(" · ".join(map(str, shown)), over, verdict)
 
 
 if __name__ == "__main__":

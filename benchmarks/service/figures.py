@@ -1,7 +1,7 @@
 """The figures: what is asked of the running server, and the bars."""
 
 import json
-import random
+import os
 import shutil
 import subprocess
 import sys
@@ -9,23 +9,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 
-from app.audit.repository import append_leaf
-from app.database import unit_of_work
 from app.domain.dataset import check_training_lines, read_lines
-from app.jobs import repository
-from benchmarks.service.installation import ROOT, Installation, add_running_job, add_steps, make_record
+from benchmarks.service.installation import ROOT, Installation, add_claimed_job, add_running_job, add_steps
+from benchmarks.service.trainer import hear, tell, trainers
 from benchmarks.speed.results import Figure
 
 MB = 1_000_000
 CURL = shutil.which("curl") or "curl"
 JOBS = "/v1/fine_tuning/jobs"
-DIGESTS = {"critic_sha256": None, "policy_sha256": "2" * 64}
+STEP_PAUSE_S = 0.25
+"""Between two steps of a job that streams follow."""
 
 
 class Plan(NamedTuple):
@@ -57,16 +55,23 @@ def measure(plan: Plan, server: Installation, group: str, say: Callable[[str], N
     heading = f"The service on {group}"
     job_id, _ = add_running_job(server.database, server.settings)
     say("job status")
-    loads = [load(plan, server, job_id, streams=0) for _ in range(plan.rounds)]
-    note = f"Load: {plan.connections} connections from another process, {plan.seconds:g} s a round."
+    loads = [load(plan, server, job_id) for _ in range(plan.rounds)]
+    note = (
+        f"Load: {plan.connections} connections from another process, {plan.seconds:g} s a round. Streams: of a job that"
+        f" records {1 / STEP_PAUSE_S:g} steps a second meanwhile. Ledgered steps: by the trainer's own journal, a process a job."
+    )
     values = tuple(1000 / each["rate"] for each in loads)
     yield Figure(name("status_ms"), heading, "job status, time a request under load", values, 1.0, "ms", note)
+    values = tuple(each["cpu_ms"] for each in loads)
+    yield Figure(
+        name("status_cpu"), heading, "job status, CPU of the server a request", values, None, "ms", note
+    )
     values = tuple(each["p99_ms"] for each in loads)
     yield Figure(name("status_p99"), heading, "job status, 99th percentile", values, 20.0, "ms", note)
     say("streams")
-    loads = [load(plan, server, job_id, streams=plan.streams) for _ in range(plan.rounds)]
+    loads = [load_beside_streams(plan, server, job_id) for _ in range(plan.rounds)]
     values = tuple(each["p99_ms"] for each in loads)
-    title = f"job status while {plan.streams} streams are open, 99th percentile"
+    title = f"job status while {plan.streams} streams follow a job, 99th percentile"
     yield Figure(name("status_p99_streams"), heading, title, values, 20.0, "ms", note)
     say("risk curve")
     add_steps(server.database, job_id, plan.steps)
@@ -107,8 +112,22 @@ def measure_validation(plan: Plan) -> Figure:
     return Figure("service_validation_ms", "Data files", title, tuple(values), 25.0, "ms")
 
 
-def load(plan: Plan, server: Installation, job_id: str, *, streams: int) -> dict[str, Any]:
-    """Run the load in a process of its own and return what it saw."""
+def load_beside_streams(plan: Plan, server: Installation, job_id: str) -> dict[str, Any]:
+    """Run the load while streams follow another job, whose trainer records steps."""
+    followed = add_claimed_job(server.database, server.settings)
+    with trainers(server, [followed], int(10 * plan.seconds / STEP_PAUSE_S), STEP_PAUSE_S) as running:
+        tell(running)
+        found = load(plan, server, job_id, streams=plan.streams, followed=followed)
+    # Each stream begins with two, the job and its first lines; the others came while it was open.
+    if found["messages"] < plan.streams * (2 + plan.seconds / 2):
+        raise RuntimeError(f"the streams fell behind: {found}")
+    return found
+
+
+def load(
+    plan: Plan, server: Installation, job_id: str, *, streams: int = 0, followed: str = ""
+) -> dict[str, Any]:
+    """Run the load in a process of its own and return what it saw, and the server's CPU time a request."""
     wanted = {
         "url": server.url,
         "key": server.key,
@@ -116,8 +135,9 @@ def load(plan: Plan, server: Installation, job_id: str, *, streams: int) -> dict
         "seconds": plan.seconds,
         "connections": plan.connections,
         "streams": streams,
-        "stream_path": f"{JOBS}/{job_id}/stream",
+        "stream_path": f"{JOBS}/{followed}/stream",
     }
+    before_s = cpu_s(server.pid)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.service.load", json.dumps(wanted)],
         cwd=ROOT,
@@ -128,7 +148,7 @@ def load(plan: Plan, server: Installation, job_id: str, *, streams: int) -> dict
     found: dict[str, Any] = json.loads(done.stdout)
     if found["failed"] or found["streams"] != streams:
         raise RuntimeError(f"not every request was answered: {found}")
-    return found
+    return {**found, "cpu_ms": (cpu_s(server.pid) - before_s) * 1000 / found["requests"]}
 
 
 def curve_times(plan: Plan, server: Installation, job_id: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -191,6 +211,12 @@ def _watch(pid: int, peak: list[float], stop: threading.Event) -> None:
         peak[0] = max(peak[0], memory_mb(pid))
 
 
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def memory_mb(pid: int) -> float:
     """Return the resident memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
@@ -200,21 +226,10 @@ def memory_mb(pid: int) -> float:
 
 
 def ledgered_ms(plan: Plan, server: Installation) -> float:
-    """Return the time of a step's transaction (leaf, row, job), over several jobs written at once."""
-    jobs = [add_running_job(server.database, server.settings) for _ in range(plan.ledgered_jobs)]
-
-    def write(job: tuple[str, int]) -> None:
-        job_id, epoch = job
-        chance = random.Random(7)  # noqa: S311 - numbers to write down, no secrets.
-        for step in range(1, plan.ledgered_steps + 1):
-            record = make_record(step, chance)
-            with unit_of_work(server.database) as session:
-                append_leaf(session, job_id, epoch=epoch, kind="step", body={**record, **DIGESTS})
-                row = repository.load_job(session, job_id)
-                repository.save_step(session, row, step, record)
-                row.step = step
-
-    began = time.perf_counter()
-    with ThreadPoolExecutor(len(jobs)) as threads:
-        list(threads.map(write, jobs))
-    return (time.perf_counter() - began) * 1000 / (len(jobs) * plan.ledgered_steps)
+    """Return the time a step of trainers that record at the same time, each in a process and a job of its own."""
+    jobs = [add_claimed_job(server.database, server.settings) for _ in range(plan.ledgered_jobs)]
+    with trainers(server, jobs, plan.ledgered_steps) as running:
+        began = time.perf_counter()
+        tell(running)
+        hear(running, "done")
+        return (time.perf_counter() - began) * 1000 / (len(jobs) * plan.ledgered_steps)

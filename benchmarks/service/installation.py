@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 from sqlalchemy import insert
@@ -28,6 +28,7 @@ from app.jobs.schemas import JobCreate
 from app.jobs.service import create_job
 from app.keys.service import DEFAULT_PROJECT, add_key
 from app.models.job import CurvePiece, Step
+from app.models.work import Work
 from app.serve import prepare
 from app.settings import Settings, load_settings
 from app.storage import Stored
@@ -94,8 +95,8 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
-def add_running_job(database: Database, settings: Settings) -> tuple[str, int]:
-    """Add a job and claim it; return its id and the epoch under which its owner writes."""
+def add_claimed_job(database: Database, settings: Settings) -> str:
+    """Add a job, claim it as a trainer does, and return its id."""
     with unit_of_work(database) as session:
         file = add_file(
             session,
@@ -113,14 +114,22 @@ def add_running_job(database: Database, settings: Settings) -> tuple[str, int]:
         work = work_repository.claim(session, job_id, owner="benchmark", lease_ms=3_600_000)
         if work is None:
             raise RuntimeError(f"{job_id} cannot be claimed")
+    return job_id
+
+
+def add_running_job(database: Database, settings: Settings) -> tuple[str, int]:
+    """Add a job that runs; return its id and the epoch under which its owner writes."""
+    job_id = add_claimed_job(database, settings)
+    with unit_of_work(database) as session:
+        work = session.get_one(Work, job_id)
         work_repository.move(session, work, State.RUNNING)
         return job_id, work.epoch
 
 
-def make_record(step: int, chance: random.Random) -> dict[str, Any]:
+def make_record(step: int, chance: random.Random) -> StepRecord:
     """Return a step's record with numbers as long as real ones."""
     risk = chance.random()
-    record = StepRecord(
+    return StepRecord(
         step=step,
         data_epoch=0,
         rows=tuple(range(8)),
@@ -139,7 +148,6 @@ def make_record(step: int, chance: random.Random) -> dict[str, Any]:
         grad_norm=chance.random(),
         lr=chance.random() / 1000,
     )
-    return record.to_dict()
 
 
 def add_steps(database: Database, job_id: str, count: int) -> None:
@@ -150,7 +158,9 @@ def add_steps(database: Database, job_id: str, count: int) -> None:
         job = repository.load_job(session, job_id)
         packed: bytes | None = None
         for start in range(1, count + 1, size):
-            records = [make_record(step, chance) for step in range(start, min(start + size, count + 1))]
+            records = [
+                make_record(step, chance).to_dict() for step in range(start, min(start + size, count + 1))
+            ]
             session.execute(
                 insert(Step),
                 [

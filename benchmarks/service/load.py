@@ -77,6 +77,7 @@ async def ask(
     times.sort()
     return {
         "rate": len(times) / took,
+        "requests": len(times),
         "p50_ms": times[len(times) // 2] * 1000,
         "p99_ms": times[min(len(times) - 1, len(times) * 99 // 100)] * 1000,
         "failed": failed,
