@@ -18,6 +18,7 @@ from app.database import Database, open_engine, read_only
 from app.errors import BrokerUnavailable, TetherError
 from app.health import WORKER_SILENCE_MS, mend_anchors, mend_critic
 from app.migration import current_revision, how_to_mend, newest_revision
+from app.notary.service import NOTARY
 from app.queue import QUEUES, build_publisher, check_broker
 from app.safety_sets.repository import get_newest_set
 from app.settings import Settings
@@ -108,6 +109,12 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
             for queue in QUEUES:
                 todo = None if queue in live else f"start one: tether serve, or tether worker --queue {queue}"
                 yield Finding(f"worker of the queue {queue}", "alive" if queue in live else "none", todo)
+            todo = (
+                None
+                if NOTARY in live
+                else "start one: tether serve, or tether notary; its log says why it ended"
+            )
+            yield Finding("notary", "alive" if NOTARY in live else "none", todo)
             bases = list_base_models(session)
             if not bases:
                 yield Finding("base models", "none", "run: tether models add NAME PATH")

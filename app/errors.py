@@ -193,6 +193,12 @@ class ConfigurationError(TetherError):
     code = "configuration"
 
 
+class NotaryRefuses(TetherError):
+    """The database is not the one that the notary signed: it signs nothing that contradicts its own memory."""
+
+    code = "notary_refuses"
+
+
 class LeaseLost(TetherError):
     """This process no longer owns its work: another one took over, or the database could not be reached."""
 

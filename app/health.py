@@ -16,6 +16,7 @@ from app.dependencies import DatabaseDep, SettingsDep
 from app.errors import BrokerUnavailable, StorageUnavailable
 from app.migration import current_revision, how_to_mend, newest_revision
 from app.models.base_model import BaseModel
+from app.notary.service import NOTARY
 from app.queue import check_broker
 from app.safety_sets.repository import get_newest_set
 from app.safety_sets.service import how_to_register_anchors
@@ -65,6 +66,10 @@ def examine(database: Database, settings: Settings) -> tuple[list[str], list[str
             missing += [
                 f"no worker is alive for the queue {name}" for name in ("gpu", "cpu") if name not in queues
             ]
+            if NOTARY not in queues:
+                missing.append(
+                    "no notary is alive, so that no job can succeed; its log says why. Run: tether notary"
+                )
             bases = list_base_models(session)
             if not bases:
                 missing.append("no base model is registered; run: tether models add NAME PATH")

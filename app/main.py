@@ -34,6 +34,7 @@ from app.jobs.waker import Waker
 from app.keys import endpoints as keys
 from app.logs import begin_fields
 from app.metrics import Metrics
+from app.notary import endpoints as notary
 from app.openapi import DescribedApi
 from app.permissions import endpoints as permissions
 from app.projects import endpoints as projects
@@ -90,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         uploads,
         permissions,
         reports,
+        notary,
     ):
         app.include_router(part.router)
     app.include_router(unsupported)

@@ -21,10 +21,12 @@ from app.jobs.waker import Waker
 from app.keys.service import ensure_admin_key
 from app.main import create_app
 from app.migration import migrate
+from app.notary.service import run_notary
 from app.queue import QUEUES, build_publisher
 from app.reconciler import run_reconciler
 from app.settings import Settings, make_home
 from app.webhooks.delivery import run_deliveries
+from app.work.release import run_releases
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def prepare(settings: Settings) -> str | None:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Run API, reconciler and webhooks here and a worker per queue as children, until SIGTERM or Ctrl-C."""
+    """Run API, reconciler, webhooks and notary here and a worker per queue as children, until SIGTERM or Ctrl-C."""
     # What can go wrong with the port and the policy goes wrong before a key is made that nobody would see.
     listening = listen(host, port)
     load_policy(settings.policy_file)
@@ -65,6 +67,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
     threads = [
         threading.Thread(target=run_reconciler, args=(database, settings, stop), name="reconciler"),
         threading.Thread(target=run_deliveries, args=(database, settings, stop), name="webhooks"),
+        threading.Thread(target=run_releases, args=(database, stop), name="releases"),
+        threading.Thread(target=run_notary, args=(database, settings, stop), name="notary"),
         threading.Thread(target=supervise_workers, args=(settings, stop), name="supervisor"),
     ]
     for thread in threads:

@@ -93,6 +93,19 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads of a trainer on the CPU. 0: as many as torch chooses."
     )
+    notary_dir: Path = Field(
+        Path(),
+        description="Folder of the notary's key and of what it signed last: the notary's own, and backed up apart from the"
+        " database. Default: notary/ in the home folder.",
+    )
+    log_origin: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9./-]{0,199})?$")] = Field(
+        "",
+        description="Name of the installation's log, such as tether.example.com/log. It counts when the log is made. Default:"
+        " tether/ and a random number.",
+    )
+    head_interval_s: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="Time between two entries of a running job in the installation's log."
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="Form of log lines: text for people, json for machines."
     )
@@ -296,6 +309,7 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
         "home": home,
         "database_url": settings.database_url or f"sqlite:///{home / 'tether.db'}",
         "broker_url": settings.broker_url or f"safefs://{home / 'queue'}",
+        "notary_dir": settings.notary_dir.absolute() if "notary_dir" in values else home / "notary",
         "storage_dir": settings.storage_dir.absolute() if "storage_dir" in values else home / "storage",
     }
     return settings.model_copy(update=completed)

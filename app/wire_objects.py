@@ -403,6 +403,8 @@ MEDIA_TYPES: dict[str, tuple[str, ...]] = {
     "retrieve_file_report": ("text/html",),
     "retrieve_report": ("text/html",),
     "read_metrics": ("text/plain",),
+    "retrieve_checkpoint": ("text/plain",),
+    "retrieve_receipt": ("text/plain",),
     "retrieve_risk": ("text/csv", "image/png", "image/svg+xml"),
 }
 """What an operation answers with that is not JSON."""

@@ -79,10 +79,12 @@ def append_leaf(
     return Owned(work_id, head.project_id, head.desired)
 
 
-def iterate_leaves(session: Session, work_id: str) -> Iterator[bytes]:
-    """Yield the exact bytes of every leaf in order."""
+def iterate_leaves(session: Session, work_id: str, *, start: int = 0) -> Iterator[bytes]:
+    """Yield the exact bytes of every leaf from `start` on, in order."""
     yield from session.scalars(
-        select(LedgerLeaf.leaf).where(LedgerLeaf.work_id == work_id).order_by(LedgerLeaf.seq)
+        select(LedgerLeaf.leaf)
+        .where(LedgerLeaf.work_id == work_id, LedgerLeaf.seq >= start)
+        .order_by(LedgerLeaf.seq)
     ).yield_per(1000)
 
 

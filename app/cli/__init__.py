@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from app.cli import critics, files, jobs, keys, models, parts, projects, safety_sets, verify
+from app.cli import critics, files, jobs, keys, log, models, parts, projects, safety_sets, verify
 from app.cli.output import clean, err
 from app.cli.risk import risk
 from app.errors import TetherError
@@ -16,6 +16,7 @@ for command in (
     parts.reconciler,
     parts.webhooks,
     parts.worker,
+    log.notary,
     parts.migrate,
     parts.doctor,
 ):
@@ -30,6 +31,7 @@ for name, group in (
     ("anchors", safety_sets.anchors),
     ("alignment", safety_sets.alignment),
     ("keys", keys.group),
+    ("log", log.group),
     ("projects", projects.group),
 ):
     cli.add_typer(group, name=name)

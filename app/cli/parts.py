@@ -19,7 +19,7 @@ Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 
 
 def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Run API, reconciler, webhooks and workers together, with all state in one folder."""
+    """Run API, reconciler, webhooks, notary and workers together, with all state in one folder."""
     from app.serve import serve as run
 
     run(settings_of(home), host, port)
@@ -39,12 +39,19 @@ def api(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
 
 
 def reconciler(home: Home = None) -> None:
-    """Run the reconciler alone."""
+    """Run the reconciler alone, which also lets jobs whose record is signed have succeeded."""
+    import threading
+
     from app.reconciler import run_reconciler
+    from app.work.release import run_releases
 
     settings = settings_of(home)
     with database_of(settings) as database:
-        run_reconciler(database, settings, stopped_by_signals())
+        stop = stopped_by_signals()
+        releases = threading.Thread(target=run_releases, args=(database, stop), name="releases")
+        releases.start()
+        run_reconciler(database, settings, stop)
+        releases.join()
 
 
 def webhooks(home: Home = None) -> None:

@@ -15,15 +15,24 @@ def verify(
     parent: Annotated[
         Path | None, typer.Option(help="The bundle of the job whose adapter this one went on from.")
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="The trust policy: whose signature must be there. From elsewhere than the bundle."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check an evidence bundle offline. The exit code is 0 where no check failed."""
+    from app.domain.trust import parse_trust
     from app.domain.verify import verify_bundle
 
-    for given in (adapter, data, parent):
+    for given in (adapter, data, parent, policy):
         if given is not None and not given.is_file():
             raise typer.BadParameter(f"{given} is not a file that can be read")
-    report = verify_bundle(bundle, adapter=adapter, data=data, parent=parent)
+    try:
+        trust = parse_trust(policy.read_text(encoding="utf-8")) if policy else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--policy {policy}: {error}") from None
+    report = verify_bundle(bundle, adapter=adapter, data=data, parent=parent, trust=trust)
     if as_json:
         print_json(report.to_dict())
     else:

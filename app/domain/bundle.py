@@ -2,6 +2,8 @@
 
 Members: `manifest.json` (canonical JSON: format, job, size, root, head), `leaves.jsonl` and, where a risk
 table was recorded, `risk_table.jsonl`; each line of these is one exact leaf or entry, ended by a newline.
+The signed form (2) has `checkpoint.note`, what the notary signed, and `heads.jsonl`, the job's heads in the
+installation's log, each an object of index, leaf, and proof that it is under that checkpoint.
 Standard library only. A bundle may come from anybody, so that reading one trusts nothing in it.
 """
 
@@ -10,19 +12,27 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from app.domain.canonical import canonical_bytes, parse_canonical
 from app.domain.ledger import MAX_LEAF_BYTES
 from app.domain.merkle import RootBuilder, leaf_hash
+from app.domain.note import MAX_NOTE_BYTES
 
-FORMAT = "tether.bundle/1"
+UNSIGNED, SIGNED = "tether.bundle/1", "tether.bundle/2"
 MANIFEST, LEAVES, RISK_TABLE = "manifest.json", "leaves.jsonl", "risk_table.jsonl"
+CHECKPOINT, HEADS = "checkpoint.note", "heads.jsonl"
 
 GIB = 1024**3
 MAX_BUNDLE_BYTES = 2 * GIB - 1
 """Beyond it a zip needs the ZIP64 form, which is refused."""
-MAX_MEMBER_BYTES = {MANIFEST: 65_536, LEAVES: 4 * GIB, RISK_TABLE: 4 * GIB}
+MAX_MEMBER_BYTES = {
+    MANIFEST: 65_536,
+    LEAVES: 4 * GIB,
+    RISK_TABLE: 4 * GIB,
+    CHECKPOINT: MAX_NOTE_BYTES,
+    HEADS: 32 * 1024 * 1024,
+}
 MAX_RATIO = 200
 """No member may be packed tighter. Real records shrink about tenfold; the worst bombs a thousandfold."""
 
@@ -35,13 +45,27 @@ class BundleError(ValueError):
     """The file is not an evidence bundle that can be read."""
 
 
+class LogProof(NamedTuple):
+    """What ties a job's ledger to a signed checkpoint."""
+
+    checkpoint: bytes
+    """The note."""
+    heads: list[bytes]
+    """The lines of `heads.jsonl`."""
+
+
 # --- writing ----------------------------------------------------------------------------------------------
 
 
 def write_bundle(
-    fileobj: IO[bytes], *, job: str, leaves: Iterable[bytes], risk_table: Iterable[bytes] | None
+    fileobj: IO[bytes],
+    *,
+    job: str,
+    leaves: Iterable[bytes],
+    risk_table: Iterable[bytes] | None,
+    log: LogProof | None = None,
 ) -> None:
-    """Write the bundle of a job whose ledger is `leaves`, in order.
+    """Write the bundle of a job whose ledger is `leaves`, in order; in the signed form where `log` is given.
 
     The same input makes the same bytes (given the same zlib): times and permissions are fixed. Raises
     ValueError where there is no leaf.
@@ -60,10 +84,14 @@ def write_bundle(
         _write_lines(archive, LEAVES, hashed())
         if risk_table is not None:
             _write_lines(archive, RISK_TABLE, risk_table)
+        if log is not None:
+            _write_lines(archive, HEADS, log.heads)
+            with archive.open(_member(CHECKPOINT), "w") as member:
+                member.write(log.checkpoint)
         if not builder.size:
             raise ValueError(f"the ledger of {job} has no leaf, so there is nothing to prove")
         manifest = {
-            "format": FORMAT,
+            "format": UNSIGNED if log is None else SIGNED,
             "job": job,
             "size": builder.size,
             "root": builder.root().hex(),
@@ -110,6 +138,15 @@ class Bundle:
         """Yield the leaves in order. Raises BundleError where the member is damaged."""
         return _read_lines(self._archive, LEAVES)
 
+    def log(self) -> LogProof | None:
+        """Return what ties the ledger to a signed checkpoint; None in the unsigned form."""
+        if self.manifest["format"] == UNSIGNED:
+            return None
+        try:
+            return LogProof(self._archive.read(CHECKPOINT), list(_read_lines(self._archive, HEADS)))
+        except _DAMAGE as error:
+            raise _as_bundle_error(error, CHECKPOINT) from error
+
     def risk_table(self) -> Iterator[bytes] | None:
         """Return the entries of the risk table in order, or None where the bundle has none."""
         if RISK_TABLE not in self._archive.namelist():
@@ -133,7 +170,13 @@ def read_bundle(path: Path) -> Bundle:
         for name in (MANIFEST, LEAVES):
             if name not in names:
                 raise BundleError(f"the bundle has no {name}")
-        return Bundle(archive, _parse_manifest(archive.read(MANIFEST)))
+        manifest = _parse_manifest(archive.read(MANIFEST))
+        for name in (CHECKPOINT, HEADS):
+            if (name in names) is not (manifest["format"] == SIGNED):
+                raise BundleError(
+                    f"a bundle of the format {manifest['format']} with{'' if name in names else 'out'} {name}"
+                )
+        return Bundle(archive, manifest)
     except BaseException as error:
         archive.close()
         if isinstance(error, _DAMAGE):
@@ -187,8 +230,10 @@ def _parse_manifest(data: bytes) -> dict[str, Any]:
     expected = {"format": str, "job": str, "size": int, "root": str, "head": str}
     if not isinstance(manifest, dict) or {k: type(v) for k, v in manifest.items()} != expected:
         raise BundleError(f"expected an object of {', '.join(expected)}, numbers as numbers, words as words")
-    if manifest["format"] != FORMAT:
-        raise BundleError(f"the format is {manifest['format'][:80]!r}; this verifier reads {FORMAT}")
+    if manifest["format"] not in (UNSIGNED, SIGNED):
+        raise BundleError(
+            f"the format is {manifest['format'][:80]!r}; this verifier reads {UNSIGNED} and {SIGNED}"
+        )
     return manifest
 
 

@@ -48,13 +48,6 @@ def _root_at_end(job: JobSoFar) -> str:
     return "size, RFC 6962 root and head are the manifest's"
 
 
-def _signature_at_end(_: JobSoFar) -> str:
-    raise NotChecked(
-        "this form is unsigned: compare the root with one that you hold from elsewhere,"
-        " or whoever made the bundle may have made all of it"
-    )
-
-
 # --- grammar ----------------------------------------------------------------------------------------------
 
 
@@ -210,7 +203,6 @@ AT_END: dict[str, Callable[[JobSoFar], str]] = {
     "sequence": _sequence_at_end,
     "chain": _chain_at_end,
     "root": _root_at_end,
-    "signature": _signature_at_end,
     "grammar": _grammar_at_end,
     "attempts": _attempts_at_end,
 }

@@ -35,8 +35,10 @@ class State(StrEnum):
     """Nobody owns it, and nobody may claim it before it is resumed."""
     FINALISING = "finalising"
     """The last step is committed; the adapter is being published."""
+    SIGNING = "signing"
+    """The record of a job that did well is complete; nothing leaves before it is under a signed checkpoint."""
     SUCCEEDED = "succeeded"
-    """Done, and its record is complete."""
+    """Done; of a job, its record is complete and signed."""
     FAILED = "failed"
     """Ended by an error that is in `error`."""
     CANCELLED = "cancelled"
@@ -52,6 +54,8 @@ class Desired(StrEnum):
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+RECORDED = TERMINAL | {State.SIGNING}
+"""States in which a job's record has its last leaf."""
 OWNED = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.FINALISING})
 """States in which a worker holds the lease."""
 
@@ -64,7 +68,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     ),
     State.PAUSING: frozenset({State.PAUSED, State.FAILED, State.CANCELLED}),
     State.PAUSED: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
-    State.FINALISING: frozenset({State.SUCCEEDED, State.QUEUED, State.FAILED, State.CANCELLED}),
+    State.FINALISING: frozenset(
+        {State.SIGNING, State.SUCCEEDED, State.QUEUED, State.FAILED, State.CANCELLED}
+    ),
+    State.SIGNING: frozenset({State.SUCCEEDED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
@@ -78,6 +85,7 @@ WIRE_STATUS: dict[State, str] = {
     State.PAUSING: "running",
     State.PAUSED: "paused",
     State.FINALISING: "running",
+    State.SIGNING: "running",
     State.SUCCEEDED: "succeeded",
     State.FAILED: "failed",
     State.CANCELLED: "cancelled",

@@ -1,4 +1,4 @@
-"""What a field may hold, in a leaf of a job's ledger and in an entry of its risk table.
+"""What a field may hold, in a leaf of a job's ledger, in an entry of its risk table, in a leaf of the installation's log.
 
 Digests, numbers and identifiers only; text never enters. Standard library only.
 """
@@ -349,6 +349,35 @@ RISK_ROWS: dict[int, dict[str, Check]] = {
     3: _TREATED_ROW | {"log_odds": _is_list(_is_optional(_is_number))},
 }
 """The fields of an entry of the risk table, by the version of the table."""
+
+
+LOG_LEAVES: dict[str, dict[str, Check]] = {
+    "tether.log.head/1": {
+        "t": _is_identifier,
+        "job": _is_identifier,
+        "size": _is_integer(1),
+        "root": _is_sha256,
+        "state": _is_identifier,
+        "previous": _is_optional(_is_integer(0)),
+        "ts_db": _is_integer(0),
+    },
+    "tether.log.event/1": {
+        "t": _is_identifier,
+        "event": _is_identifier,
+        "actor": _is_optional(_is_identifier),
+        "subject": _is_optional(_is_identifier),
+        "sha256": _is_optional(_is_sha256),
+        "ts_db": _is_integer(0),
+    },
+}
+"""What a leaf of the installation's log holds, by type. `previous` is the index of the job's previous head in the log."""
+
+HEAD_LINE: dict[str, Check] = {
+    "index": _is_integer(0),
+    "leaf": _is_map(lambda _: None),
+    "proof": _is_list(_is_sha256),
+}
+"""What a bundle holds of a head in that log."""
 
 
 def check_fields(name: str, value: object, fields: Mapping[str, Check]) -> Leaf:

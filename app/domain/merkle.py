@@ -58,19 +58,37 @@ def root(leaf_hashes: Iterable[bytes]) -> bytes:
 
 def inclusion_proof(leaf_hashes: Sequence[bytes], index: int) -> list[bytes]:
     """Return the hashes that lead from leaf `index` to the root, lowest first."""
-    if not 0 <= index < len(leaf_hashes):
-        raise ValueError(f"there is no leaf {index} in a tree of {len(leaf_hashes)}")
-    proof: list[bytes] = []
-    start, end = 0, len(leaf_hashes)
-    while end - start > 1:
-        middle = start + _split(end - start)
-        if index < middle:
-            proof.append(root(leaf_hashes[middle:end]))
-            end = middle
-        else:
-            proof.append(root(leaf_hashes[start:middle]))
-            start = middle
-    return proof[::-1]
+    return inclusion_proofs(leaf_hashes, [index])[0]
+
+
+def inclusion_proofs(leaf_hashes: Sequence[bytes], indexes: Iterable[int]) -> list[list[bytes]]:
+    """Return the inclusion proof of each index; what several of them go through is hashed once."""
+    subtrees: dict[tuple[int, int], bytes] = {}
+
+    def subtree(start: int, end: int) -> bytes:
+        if end - start == 1:
+            return leaf_hashes[start]
+        if (start, end) not in subtrees:
+            middle = start + _split(end - start)
+            subtrees[start, end] = node_hash(subtree(start, middle), subtree(middle, end))
+        return subtrees[start, end]
+
+    proofs = []
+    for index in indexes:
+        if not 0 <= index < len(leaf_hashes):
+            raise ValueError(f"there is no leaf {index} in a tree of {len(leaf_hashes)}")
+        proof: list[bytes] = []
+        start, end = 0, len(leaf_hashes)
+        while end - start > 1:
+            middle = start + _split(end - start)
+            if index < middle:
+                proof.append(subtree(middle, end))
+                end = middle
+            else:
+                proof.append(subtree(start, middle))
+                start = middle
+        proofs.append(proof[::-1])
+    return proofs
 
 
 def consistency_proof(leaf_hashes: Sequence[bytes], old_size: int) -> list[bytes]:

@@ -23,6 +23,7 @@ CHECKS = (
     "sets",
     "plan",
     "lineage",
+    "heads",
 )
 """The names of the checks, in order; their numbers count from 1. A new one comes last: a number never changes."""
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from app.domain.bundle import LEAVES
+from app.domain.bundle import LEAVES, LogProof
 from app.domain.control_law import MonitorState
+from app.domain.installation_log import Checkpoint, HeadLine
 from app.domain.leaf_schema import Leaf
 from app.domain.ledger import NO_LEAF, kind_of, version_of
 from app.domain.merkle import RootBuilder
 from app.domain.report import Report
 from app.domain.step_plan import Layout
+from app.domain.trust import Trust
 
 T = TypeVar("T")
 
@@ -81,6 +83,10 @@ class JobSoFar:
     adapter: Path | None
     data: Path | None
     parent: "Parent | None" = None
+    log: LogProof | None = None
+    """What ties the record to a signed checkpoint, where the bundle has it."""
+    trust: Trust | None = None
+    """Whose signatures count, where the one that verifies says so."""
 
     seq: int = 0
     hash: bytes = b""
@@ -134,6 +140,8 @@ class JobSoFar:
     """The step and the digest of each adapter that stands: of checkpoints (None without a name), and what was published."""
     published: Leaf | None = None
     end: Leaf | None = None
+    heads: "Heads | None" = None
+    """The heads in the installation's log, as far as they were compared."""
 
     @property
     def forms(self) -> tuple[int, ...]:
@@ -249,6 +257,15 @@ def _fitted_in(critic: Leaf | None) -> tuple[Fitted, ...]:
     if critic["low"] is None and critic["high"] is None:
         return ()
     return (Fitted(critic["id"], None, critic["low"], critic["high"], critic.get("threshold")),)
+
+
+@dataclass(slots=True)
+class Heads:
+    """A job's heads in the installation's log, read, and how many of them were compared with the record."""
+
+    checkpoint: Checkpoint
+    lines: list[HeadLine]
+    compared: int = 0
 
 
 class Parent(NamedTuple):

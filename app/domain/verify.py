@@ -12,6 +12,7 @@ from typing import Any
 from app.domain import (
     checks_files,
     checks_lineage,
+    checks_log,
     checks_plan,
     checks_sets,
     checks_structure,
@@ -22,9 +23,10 @@ from app.domain.ledger import parse_leaf
 from app.domain.merkle import leaf_hash
 from app.domain.report import CHECKS, Check, Report
 from app.domain.safety_law import describe_protection
+from app.domain.trust import Trust
 from app.domain.verification import Broken, JobSoFar, NotChecked, Parent
 
-_EACH = checks_structure.EACH | checks_training.EACH | checks_sets.EACH | checks_plan.EACH
+_EACH = checks_structure.EACH | checks_training.EACH | checks_sets.EACH | checks_plan.EACH | checks_log.EACH
 _AT_END = (
     checks_structure.AT_END
     | checks_training.AT_END
@@ -32,27 +34,38 @@ _AT_END = (
     | checks_sets.AT_END
     | checks_plan.AT_END
     | checks_lineage.AT_END
+    | checks_log.AT_END
 )
 
 
 def verify_bundle(
-    path: Path, *, adapter: Path | None = None, data: Path | None = None, parent: Path | None = None
+    path: Path,
+    *,
+    adapter: Path | None = None,
+    data: Path | None = None,
+    parent: Path | None = None,
+    trust: Trust | None = None,
 ) -> Report:
     """Check a bundle; with the adapter's zip and the training file, check these against the record too.
 
     `parent` is the bundle of the job whose adapter this one goes on from; it is checked as a bundle of its own, and then
-    what this job says of it. Never raises for what the files hold: whatever is wrong with them is a failed check.
+    what this job says of it. `trust` says whose signatures count; then there must be one. Never raises for what the files hold: whatever is wrong with them is a failed check.
     """
-    found = Parent(*_replay(parent, adapter=None, data=None, parent=None)) if parent else None
-    return _replay(path, adapter=adapter, data=data, parent=found)[0]
+    found = Parent(*_replay(parent, trust=trust)) if parent else None
+    return _replay(path, adapter=adapter, data=data, parent=found, trust=trust)[0]
 
 
 def _replay(
-    path: Path, *, adapter: Path | None, data: Path | None, parent: Parent | None
+    path: Path,
+    *,
+    adapter: Path | None = None,
+    data: Path | None = None,
+    parent: Parent | None = None,
+    trust: Trust | None = None,
 ) -> tuple[Report, JobSoFar | None]:
     try:
         with read_bundle(path) as bundle:
-            job = JobSoFar(bundle.manifest, bundle.risk_table(), adapter, data, parent)
+            job = JobSoFar(bundle.manifest, bundle.risk_table(), adapter, data, parent, bundle.log(), trust)
             return _check(job, bundle.leaves()), job
     except BundleError as error:
         unread = [Check(name, "not checked", "the bundle cannot be read") for name in CHECKS[1:]]

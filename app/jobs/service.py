@@ -12,7 +12,7 @@ from app.auth import Caller
 from app.base_models.repository import get_base_model
 from app.base_models.service import find_base_model
 from app.base_models.tuned import TunedModel
-from app.domain.job import OWNED, TERMINAL, Desired, State, WorkKind
+from app.domain.job import OWNED, RECORDED, Desired, State, WorkKind
 from app.domain.ledger import digest_of
 from app.domain.safety_policy import SafetyPolicy
 from app.domain.safety_spec import AnySafety, Safety
@@ -255,7 +255,7 @@ def _wish(session: Session, caller: Caller, job_id: str, desired: Desired, done:
     work_repository.set_desired(session, work.id, desired)
     session.refresh(work)
     state = State(work.state)
-    if state in TERMINAL:
+    if state in RECORDED:
         raise Conflict(
             f"the job {job.id} has ended as {state}; only a job that has not ended can be {done}",
             code="job_ended",

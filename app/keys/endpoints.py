@@ -21,7 +21,9 @@ router = APIRouter(prefix="/v1/api_keys", tags=["keys"])
 def as_grantor(caller: Caller) -> service.Grantor:
     """Return what a caller may give."""
     everywhere = Scope.ADMIN in caller.scopes
-    return service.Grantor(None if everywhere else caller.project_id, caller.scopes, caller.expires_at)
+    return service.Grantor(
+        caller.key_id, None if everywhere else caller.project_id, caller.scopes, caller.expires_at
+    )
 
 
 def show(key: ApiKey, secret: str | None = None) -> dict[str, Any]:

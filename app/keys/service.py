@@ -13,10 +13,13 @@ from app.keys import repository
 from app.keys.secret import digest_secret, is_damaged, make_secret
 from app.models.base import new_id, utc_now
 from app.models.tenancy import ApiKey, Project
+from app.notary.repository import add_event
 
 DEFAULT_PROJECT = "proj_default"
 ADMINISTRATOR = "administrator"
 MAX_NAME = 255
+START = "start"
+"""Who makes the first key."""
 
 
 class NewKey(NamedTuple):
@@ -30,13 +33,15 @@ class NewKey(NamedTuple):
 class Grantor:
     """What the one that asks for a key has: no key may be more than that."""
 
+    actor: str
+    """Who it is in the installation's log: the id of a key, or a part of the installation."""
     project_id: str | None
     """None: keys of every project."""
     scopes: frozenset[Scope]
     expires_at: datetime | None
 
 
-OPERATOR_AT_THE_MACHINE = Grantor(None, SCOPES_OF[Role.OPERATOR], None)
+OPERATOR_AT_THE_MACHINE = Grantor("command-line", None, SCOPES_OF[Role.OPERATOR], None)
 """Who uses the command line has the database itself."""
 
 
@@ -55,14 +60,14 @@ def ensure_admin_key(session: Session, key: str | None) -> str | None:
     if key is None:
         if repository.has_live_operator(session, utc_now()):
             return None
-        return add_key(session, name=ADMINISTRATOR, role=Role.OPERATOR).secret
+        return add_key(session, name=ADMINISTRATOR, role=Role.OPERATOR, actor=START).secret
     if is_damaged(key):
         raise ConfigurationError(
             "TETHER_API_KEY has the form of a key, and its checksum is wrong; copy it again"
         )
     known = repository.find_key(session, digest_secret(key))
     if known is None:
-        add_key(session, name=ADMINISTRATOR, role=Role.OPERATOR, secret=key)
+        add_key(session, name=ADMINISTRATOR, role=Role.OPERATOR, secret=key, actor=START)
     elif known.revoked_at is not None:
         raise ConfigurationError(f"TETHER_API_KEY is the key {known.id}, which was revoked; set another one")
     return None
@@ -84,8 +89,9 @@ def add_key(
     scopes: Iterable[Scope] | None = None,
     expires_at: datetime | None = None,
     secret: str | None = None,
+    actor: str = OPERATOR_AT_THE_MACHINE.actor,
 ) -> NewKey:
-    """Add a key, made now unless its secret is given. Raises InvalidRequest where it cannot be one."""
+    """Add a key, made now unless its secret is given, and note who did it. Raises InvalidRequest where it cannot be one."""
     if not name.strip() or len(name) > MAX_NAME or "\x00" in name:
         raise InvalidRequest(f"a key's name has 1 to {MAX_NAME} characters", param="name")
     wanted = None if scopes is None else frozenset(scopes)
@@ -122,6 +128,7 @@ def add_key(
     )
     session.add(row)
     session.flush()
+    add_event(session, "key.created", actor=actor, subject=key_id)
     return NewKey(row, secret)
 
 
@@ -142,7 +149,15 @@ def grant_key(
             param="project_id",
         )
     expires_at = _bound(grantor, expires_at)
-    made = add_key(session, name=name, role=role, project_id=project_id, scopes=scopes, expires_at=expires_at)
+    made = add_key(
+        session,
+        name=name,
+        role=role,
+        project_id=project_id,
+        scopes=scopes,
+        expires_at=expires_at,
+        actor=grantor.actor,
+    )
     _check_not_stronger(grantor, made.row)
     return made
 
@@ -167,7 +182,9 @@ def rotate_key(session: Session, grantor: Grantor, key_id: str, *, overlap: time
         expires_at=_bound(
             grantor, None if old.expires_at is None else now + (old.expires_at - old.created_at)
         ),
+        actor=grantor.actor,
     )
+    add_event(session, "key.rotated", actor=grantor.actor, subject=old.id)
     ends = now + overlap
     old.expires_at = ends if old.expires_at is None else min(ends, old.expires_at)
     old.replaced_by = new.row.id
@@ -177,7 +194,9 @@ def rotate_key(session: Session, grantor: Grantor, key_id: str, *, overlap: time
 def revoke_key(session: Session, grantor: Grantor, key_id: str) -> ApiKey:
     """Close a key for ever, at once. Doing it again changes nothing."""
     key = _changeable(session, grantor, key_id)
-    key.revoked_at = key.revoked_at or utc_now()
+    if key.revoked_at is None:
+        key.revoked_at = utc_now()
+        add_event(session, "key.revoked", actor=grantor.actor, subject=key.id)
     return key
 
 

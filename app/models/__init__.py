@@ -3,6 +3,7 @@
 from app.models import (
     base_model,
     file,
+    installation_log,
     job,
     permission,
     reply,
@@ -17,6 +18,7 @@ from app.models import (
 __all__ = [
     "base_model",
     "file",
+    "installation_log",
     "job",
     "permission",
     "reply",

@@ -131,9 +131,13 @@ def _requeue(session: Session, work: Work, reason: str, *, pause_s: float) -> No
 
 
 def end(session: Session, work: Work, state: State, error: Error | None) -> None:
-    """End work of any kind. A job's record gets its last leaves, and its log says how it ended."""
+    """End work of any kind. A job's record gets its last leaves, and its log says how it ended.
+
+    A job that did well has succeeded once its record is signed (`succeed`).
+    """
     if work.kind == WorkKind.TRAIN:
         _end_job(session, repository.load_job(session, work.id), state, error)
+        state = State.SIGNING if state is State.SUCCEEDED else state
     elif work.kind == WorkKind.VALIDATE_FILE and error is not None:
         _end_check(session, work, error)
     elif work.kind == WorkKind.EXPORT and error is not None:
@@ -172,10 +176,19 @@ def _end_job(session: Session, job: Job, state: State, error: Error | None) -> N
         },
     )
     if state is State.SUCCEEDED:
-        repository.add_event(session, job, f"New fine-tuned model created: {job.fine_tuned_model}")
-        repository.add_event(session, job, "The job has successfully completed")
-    elif state is State.CANCELLED:
+        repository.add_event(session, job, "The adapter is stored; the record of the job is being signed")
+        return
+    if state is State.CANCELLED:
         repository.add_event(session, job, "The job was cancelled")
     elif error is not None:
         repository.add_event(session, job, f"The job failed: {error['message']}", level="error")
     announce(session, job.project_id, REACHED[state], job.id)
+
+
+def succeed(session: Session, work: Work) -> None:
+    """Let a job whose record is under a signed checkpoint have succeeded: from now on its weights may leave."""
+    job = repository.load_job(session, work.id)
+    repository.add_event(session, job, f"New fine-tuned model created: {job.fine_tuned_model}")
+    repository.add_event(session, job, "The job has successfully completed")
+    announce(session, job.project_id, REACHED[State.SUCCEEDED], job.id)
+    work_repository.move(session, work, State.SUCCEEDED)

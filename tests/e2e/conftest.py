@@ -75,6 +75,12 @@ class Service:
             time.sleep(0.1)
         raise AssertionError(f"{job_id} is still {job.status} after {TIMEOUT_S} s; log:\n{self.log()}")
 
+    def tether(self, *arguments: str) -> str:
+        """Return what a command of this installation prints."""
+        command = [sys.executable, "-m", "app", *arguments, "--home", str(self.home)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
+        return done.stdout
+
     def log(self) -> str:
         """Return what the service printed."""
         return (self.home / "serve.log").read_text(encoding="utf-8", errors="replace")

@@ -26,15 +26,18 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from app.database import Database, open_engine, read_only, unit_of_work
+from app.domain.job import State
 from app.domain.scopes import Role
 from app.keys.service import add_key
 from app.main import create_app
 from app.models.base import new_id, utc_now
 from app.models.tenancy import Project
 from app.models.work import Work
+from app.notary.service import run_notary
 from app.queue import build_publisher
 from app.serve import listen, prepare
 from app.settings import Settings
+from app.work.release import run_releases
 from app.work.repository import get_work
 from tests import warm_worker
 from tests.conftest import BACKENDS, POSTGRESQL
@@ -63,8 +66,14 @@ def serving(settings: Settings) -> Iterator[Server]:
     config = uvicorn.Config(app, log_level="critical", ws="none", lifespan="on", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     with listen("127.0.0.1", 0) as listening:
+        stop = threading.Event()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
+        others = [
+            threading.Thread(target=run_notary, args=(database, settings, stop)),
+            threading.Thread(target=run_releases, args=(database, stop)),
+        ]
+        for each in (thread, *others):
+            each.start()
         try:
             deadline = time.monotonic() + 60
             while not server.started:
@@ -74,7 +83,9 @@ def serving(settings: Settings) -> Iterator[Server]:
             yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}", app, settings, database)
         finally:
             server.should_exit = True
-            thread.join()
+            stop.set()
+            for each in (thread, *others):
+                each.join()
             database.engine.dispose()
 
 
@@ -170,17 +181,22 @@ class Tenant:
 
 
 def run_worker(tenant: Tenant, work: Work) -> Work:
-    """Run the process that a knock would start, to its end, and return the row of work."""
+    """Run the process that a knock would start, to its end and to its signature, and return the row of work."""
     environment = tenant.server.settings.child_environment()
     if work.kind in warm_worker.KINDS:
         warm_worker.work(work.id, environment, timeout_s=120)
     else:
         command = [sys.executable, "-m", "worker.process", work.id]
         subprocess.run(command, env=environment, check=False, capture_output=True, timeout=120)
-    with read_only(tenant.server.database) as session:
-        done = get_work(session, work.id)
-    assert done is not None
-    return done
+    deadline = time.monotonic() + 30
+    while True:
+        with read_only(tenant.server.database) as session:
+            done = get_work(session, work.id)
+        assert done is not None
+        if done.state != State.SIGNING:
+            return done
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def jsonl(*rows: dict[str, Any]) -> bytes:

@@ -51,7 +51,7 @@ def release_job(tenant: Tenant, state: State = State.SUCCEEDED, *, same_weights:
             adapter_sha256=early.sha256,
             metrics={"step": 3, "train_loss": 0.5},
         )
-        if state is State.SUCCEEDED:
+        if state in (State.SIGNING, State.SUCCEEDED):
             job.adapter_sha256 = final.sha256
             job.adapter_bytes = final.size_bytes
             job.fine_tuned_model = model_name(job.model, job.suffix, job.id)

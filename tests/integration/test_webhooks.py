@@ -41,7 +41,7 @@ from app.webhooks.delivery import (
 from app.webhooks.events import announce
 from app.webhooks.service import MAX_ENDPOINTS
 from app.work import repository as work_repository
-from app.work.service import end
+from app.work.service import end, succeed
 from tests.integration.conftest import Tenant, refused
 from tests.integration.test_work import at_once
 from tests.webhook_receiver import CANARY, Receiver, Request, receiving
@@ -67,7 +67,7 @@ def log_of(tenant: Tenant, endpoint: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def end_job(database: Database, job_id: str, state: State) -> None:
-    """Take a queued job to its end as its owner would."""
+    """Take a queued job to its end as its owner and whoever releases it would; nothing is signed in between."""
     with unit_of_work(database) as session:
         work = work_repository.claim(session, job_id, owner="test", lease_ms=60_000)
         assert work is not None
@@ -75,6 +75,8 @@ def end_job(database: Database, job_id: str, state: State) -> None:
             work_repository.move(session, work, each)
         work.args = {**work.args, "cancelled_by": "key_1"}
         end(session, work, state, ERROR if state is State.FAILED else None)
+        if state is State.SUCCEEDED:
+            succeed(session, work)
 
 
 def tell(tenant: Tenant, event_type: EventType = EventType.SUCCEEDED) -> None:

@@ -69,7 +69,7 @@ def seconds(duration: str) -> float:
 
 class TestCompose:
     def test_services_are_the_parts(self) -> None:
-        assert set(OURS) == {"api", "reconciler", "webhooks", "worker-gpu", "worker-cpu", "migrate"}
+        assert set(OURS) == {"api", "reconciler", "webhooks", "notary", "worker-gpu", "worker-cpu", "migrate"}
         assert set(SERVICES) - set(OURS) == {"postgres", "valkey", "objects", "bucket"}
 
     @pytest.mark.parametrize("name", OURS)
@@ -99,7 +99,15 @@ class TestCompose:
 
     def test_every_setting_is_fixed_or_the_operators(self) -> None:
         # The folders are the images' own. A policy is a file, which needs a mount (docs/deploy.md).
-        fixed = {"home", "storage_dir", "policy_file", "database_url", "broker_url", "storage_url"}
+        fixed = {
+            "home",
+            "storage_dir",
+            "notary_dir",
+            "policy_file",
+            "database_url",
+            "broker_url",
+            "storage_url",
+        }
         # Nobody has a secret that he does not need.
         told = {"api_key": {"api"}, "judge_api_key": {"worker-gpu"}, "mlflow_token": {"worker-cpu"}}
         for field in Settings.model_fields:

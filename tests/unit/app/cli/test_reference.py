@@ -13,7 +13,7 @@ import typer
 from app.cli import cli
 
 REFERENCE = Path(__file__).parents[4] / "docs" / "cli.md"
-RUN_UNTIL_STOPPED = {"serve", "api", "reconciler", "webhooks", "worker"}
+RUN_UNTIL_STOPPED = {"notary", "serve", "api", "reconciler", "webhooks", "worker"}
 
 
 def commands_below(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:

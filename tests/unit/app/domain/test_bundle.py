@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.bundle import FORMAT, BundleError, read_bundle, write_bundle
+from app.domain.bundle import UNSIGNED, BundleError, read_bundle, write_bundle
 from app.domain.canonical import canonical_bytes
 from app.domain.ledger import MAX_LEAF_BYTES
 from app.domain.merkle import leaf_hash, root
@@ -16,7 +16,7 @@ from app.domain.merkle import leaf_hash, root
 LEAVES = [b'{"a":%d}' % i for i in range(5)]
 TABLE = [b'{"row":%d}' % i for i in range(3)]
 MANIFEST = {
-    "format": FORMAT,
+    "format": UNSIGNED,
     "job": "ftjob-1",
     "size": 5,
     "root": root(map(leaf_hash, LEAVES)).hex(),

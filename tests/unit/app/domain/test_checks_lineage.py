@@ -36,7 +36,8 @@ def test_a_generation_fits_the_one_before(tmp_path: Path) -> None:
     report = verify(tmp_path, make_child(PUBLISHED), make_run())
     assert report.ok, report.lines()
     assert outcomes(report)["lineage"] == "ok"
-    assert report.checks[-1].detail.startswith(f"the job went on from the adapter of {JOB} after step 8")
+    lineage = next(check for check in report.checks if check.name == "lineage")
+    assert lineage.detail.startswith(f"the job went on from the adapter of {JOB} after step 8")
 
 
 def test_a_generation_may_begin_at_a_checkpoint(tmp_path: Path) -> None:

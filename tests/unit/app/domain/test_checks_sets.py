@@ -57,7 +57,7 @@ MORE_ANCHORS = {"monitor": MONITOR | {"action": "anchors"}}
 def test_jobs_of_every_method_verify(method: str, fields: dict[str, Any]) -> None:
     report = run(make_run(method, **fields))
     assert report.ok, report.lines()
-    not_given = dict.fromkeys(("signature", "adapter", "training file"), "not checked")
+    not_given = dict.fromkeys(("signature", "adapter", "training file", "heads"), "not checked")
     assert outcomes(report) == dict.fromkeys(CHECKS, "ok") | not_given
     assert report.protection.startswith(method)
 

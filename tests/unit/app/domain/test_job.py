@@ -8,6 +8,7 @@ import pytest
 
 from app.domain.job import (
     OWNED,
+    RECORDED,
     TERMINAL,
     TRANSITIONS,
     WIRE_STATUS,
@@ -27,9 +28,13 @@ class TestTransitions:
     def test_terminal_states_are_closed(self, state: State) -> None:
         assert TRANSITIONS[state] == frozenset()
 
-    @pytest.mark.parametrize("state", sorted(set(State) - TERMINAL))
+    @pytest.mark.parametrize("state", sorted(set(State) - RECORDED))
     def test_everything_else_can_end(self, state: State) -> None:
         assert {State.FAILED, State.CANCELLED} <= TRANSITIONS[state]
+
+    def test_what_is_recorded_as_done_only_waits_for_its_signature(self) -> None:
+        assert TRANSITIONS[State.SIGNING] == {State.SUCCEEDED}
+        assert State.SIGNING not in OWNED
 
     @pytest.mark.parametrize("state", sorted(OWNED))
     def test_owned_work_can_be_given_back(self, state: State) -> None:
@@ -46,11 +51,14 @@ class TestTransitions:
             State.STARTING,
             State.RUNNING,
             State.FINALISING,
+            State.SIGNING,
             State.SUCCEEDED,
         ]
         for before, after in pairwise(path):
             check_transition(before, after)
-        assert [state for state in State if State.SUCCEEDED in TRANSITIONS[state]] == [State.FINALISING]
+        # Work that is no job has no record, and ends without a signature.
+        ends = [state for state in State if State.SUCCEEDED in TRANSITIONS[state]]
+        assert ends == [State.FINALISING, State.SIGNING]
 
 
 class TestCheckTransition:

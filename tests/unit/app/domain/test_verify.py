@@ -39,7 +39,7 @@ def test_a_complete_job_with_crash_and_resume_verifies(job: SyntheticJob, tmp_pa
         write_bundle(file, job=JOB, leaves=job.leaves(), risk_table=job.table)
     report = verify.verify_bundle(bundle, adapter=adapter, data=data)
     assert outcomes(report) == dict.fromkeys(CHECKS, "ok") | dict.fromkeys(
-        ("signature", "plan"), "not checked"
+        ("signature", "plan", "heads"), "not checked"
     )
     assert report.ok
     assert (report.exit_code, report.job, report.state) == (0, JOB, "succeeded")

@@ -286,7 +286,7 @@ class TestRotate:
 
 
 class TestNoKeyGivesMoreThanItHas:
-    OWNER = Grantor(DEFAULT_PROJECT, frozenset({Scope.KEYS_WRITE, Scope.JOBS_READ}), None)
+    OWNER = Grantor("key_own", DEFAULT_PROJECT, frozenset({Scope.KEYS_WRITE, Scope.JOBS_READ}), None)
 
     def grant(self, database: Database, grantor: Grantor, **fields: Any) -> Any:
         with unit_of_work(database) as session:
@@ -314,7 +314,7 @@ class TestNoKeyGivesMoreThanItHas:
 
     def test_key_that_expires_makes_none_that_outlives_it(self, database: Database) -> None:
         soon = utc_now() + timedelta(minutes=1)
-        grantor = Grantor(DEFAULT_PROJECT, SCOPES_OF[Role.OWNER], soon)
+        grantor = Grantor("key_own", DEFAULT_PROJECT, SCOPES_OF[Role.OWNER], soon)
         for wanted in (None, soon + timedelta(days=1)):
             assert self.grant(database, grantor, expires_at=wanted).expires_at == soon
         sooner = soon - timedelta(seconds=30)
@@ -334,6 +334,6 @@ class TestNoKeyGivesMoreThanItHas:
     def test_key_of_another_project_is_not_found(self, database: Database) -> None:
         made = ensure(database, None)
         key_id = authenticate(database, f"Bearer {made}").key_id
-        stranger = Grantor("proj_other", frozenset(Scope), None)
+        stranger = Grantor("key_other", "proj_other", frozenset(Scope), None)
         with pytest.raises(NotFound), unit_of_work(database) as session:
             revoke_key(session, stranger, key_id)

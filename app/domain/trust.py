@@ -1,0 +1,61 @@
+"""Whose signatures an auditor trusts: a TOML file that comes from outside every bundle.
+
+    [[logs]]
+    origin = "tether.example.com/log"
+    keys = ["tether.example.com/log+0a1b2c3d+AW..."]
+
+A log has several keys while they are rotated, and another origin after a fork. Standard library and cryptography.
+"""
+
+import tomllib
+from typing import NamedTuple
+
+from app.domain.note import NoteError, VerifierKey, parse_key
+
+
+class Trust(NamedTuple):
+    """The logs that are trusted, by origin, and the keys that may sign each."""
+
+    logs: dict[str, tuple[VerifierKey, ...]]
+
+
+def parse_trust(text: str) -> Trust:
+    """Return what a trust policy says. Raises ValueError, naming the field, for one that says anything else."""
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"the trust policy is not TOML: {error}") from error
+    logs = found.get("logs")
+    if set(found) != {"logs"} or not isinstance(logs, list) or not logs:
+        raise ValueError("the trust policy has one or more tables [[logs]], and nothing else")
+    trusted: dict[str, tuple[VerifierKey, ...]] = {}
+    for number, log in enumerate(logs):
+        name = f"logs[{number}]"
+        if not isinstance(log, dict) or set(log) != {"origin", "keys"}:
+            raise ValueError(f"{name} has the fields origin and keys, and no other")
+        origin, keys = log["origin"], log["keys"]
+        if not isinstance(origin, str) or not origin:
+            raise ValueError(f"{name}.origin is {origin!r}; expected the first line of the log's checkpoints")
+        if origin in trusted:
+            raise ValueError(f"{name}.origin: {origin} stands there twice")
+        if not isinstance(keys, list) or not keys:
+            raise ValueError(
+                f"{name}.keys is {keys!r}; expected a list of at least one key of the form name+id+key"
+            )
+        trusted[origin] = tuple(_parse_key(f"{name}.keys[{at}]", key) for at, key in enumerate(keys))
+    return Trust(trusted)
+
+
+def format_trust(origin: str, keys: list[VerifierKey]) -> str:
+    """Return the policy that trusts one log."""
+    listed = "".join(f'    "{key}",\n' for key in keys)
+    return f'[[logs]]\norigin = "{origin}"\nkeys = [\n{listed}]\n'
+
+
+def _parse_key(name: str, key: object) -> VerifierKey:
+    if not isinstance(key, str):
+        raise ValueError(f"{name} is {key!r}; expected a key of the form name+id+key")
+    try:
+        return parse_key(key)
+    except NoteError as error:
+        raise ValueError(f"{name}: {error}") from error

@@ -1,0 +1,138 @@
+"""Queries of the installation's log."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import and_, func, or_, select, text, update
+from sqlalchemy.orm import Session
+
+from app.domain.installation_log import build_event
+from app.domain.job import RECORDED, State, WorkKind
+from app.models.base import now_ms, utc_now
+from app.models.installation_log import InstallationLog, LogCheckpoint, LogEvent, LogHead, LogLeaf
+from app.models.work import Work
+
+LOCK = 0x7E7E_106
+"""The advisory lock of whoever writes the log."""
+
+
+class DueHead(NamedTuple):
+    """A job whose ledger has grown since its last head in the log."""
+
+    work_id: str
+    size: int
+    state: str
+    previous: int | None
+
+
+def lock_log(session: Session) -> None:
+    """Let nobody else write the log before this transaction ends. On SQLite every writer is alone anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+
+
+def get_log(session: Session) -> InstallationLog | None:
+    """Return the log that is written to: the newest one."""
+    return session.scalars(
+        select(InstallationLog).order_by(InstallationLog.number.desc()).limit(1)
+    ).one_or_none()
+
+
+def add_log(session: Session, origin: str) -> InstallationLog:
+    """Begin a log."""
+    log = InstallationLog(origin=origin, created_at=utc_now())
+    session.add(log)
+    session.flush()
+    return log
+
+
+def iterate_log(session: Session, log: int, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """Yield the exact bytes of a log's leaves from `start` on, in order."""
+    query = select(LogLeaf.leaf).where(LogLeaf.log == log, LogLeaf.index >= start).order_by(LogLeaf.index)
+    if end is not None:
+        query = query.where(LogLeaf.index < end)
+    yield from session.scalars(query).yield_per(1000)
+
+
+def count_leaves(session: Session, log: int) -> int:
+    """Return how many leaves a log has."""
+    return session.scalars(
+        select(func.coalesce(func.max(LogLeaf.index) + 1, 0)).where(LogLeaf.log == log)
+    ).one()
+
+
+def add_event(
+    session: Session, event: str, *, actor: str | None, subject: str | None = None, sha256: str | None = None
+) -> None:
+    """Note an act that belongs into the log, in the transaction of the act: it is there if and only if the act is."""
+    ts_db = session.scalars(select(now_ms())).one()
+    session.add(LogEvent(leaf=build_event(event, actor=actor, subject=subject, sha256=sha256, ts_db=ts_db)))
+
+
+def list_pending_events(session: Session) -> Sequence[LogEvent]:
+    """Return the acts that are in no log yet, in the order in which they were noted."""
+    return session.scalars(select(LogEvent).where(LogEvent.log.is_(None)).order_by(LogEvent.number)).all()
+
+
+def list_due_heads(session: Session, log: int, interval_ms: int) -> list[DueHead]:
+    """Return the jobs that need a head: those that have ended or paused, and those whose last one is older than the interval."""
+    newest = (
+        select(LogHead.work_id, func.max(LogHead.size).label("size"))
+        .where(LogHead.log == log)
+        .group_by(LogHead.work_id)
+        .subquery()
+    )
+    rows = session.execute(
+        select(Work.id, Work.ledger_size, Work.state, LogHead.index)
+        .outerjoin(newest, newest.c.work_id == Work.id)
+        .outerjoin(
+            LogHead,
+            and_(LogHead.log == log, LogHead.work_id == Work.id, LogHead.size == newest.c.size),
+        )
+        .where(
+            Work.kind == WorkKind.TRAIN,
+            Work.ledger_size > func.coalesce(newest.c.size, 0),
+            or_(
+                newest.c.size.is_(None),
+                Work.state.in_(RECORDED),
+                LogHead.made_at_ms <= now_ms() - interval_ms,
+            ),
+        )
+        .order_by(Work.created_at, Work.id)
+    )
+    return [DueHead(*row) for row in rows]
+
+
+def list_signed(session: Session) -> Sequence[str]:
+    """Return the jobs that only wait for their record to be signed, and whose whole record now is."""
+    log = get_log(session)
+    checkpoint = get_checkpoint(session, log.number) if log else None
+    if log is None or checkpoint is None:
+        return []
+    return session.scalars(
+        select(Work.id)
+        .join(LogHead, and_(LogHead.work_id == Work.id, LogHead.size == Work.ledger_size))
+        .where(Work.state == State.SIGNING, LogHead.log == log.number, LogHead.index < checkpoint.size)
+        .order_by(Work.created_at)
+    ).all()
+
+
+def list_heads(session: Session, log: int, work_id: str) -> Sequence[LogHead]:
+    """Return where a job's heads stand in a log, in order."""
+    return session.scalars(
+        select(LogHead).where(LogHead.log == log, LogHead.work_id == work_id).order_by(LogHead.size)
+    ).all()
+
+
+def get_checkpoint(session: Session, log: int) -> LogCheckpoint | None:
+    """Return the newest signed checkpoint of a log."""
+    return session.scalars(
+        select(LogCheckpoint).where(LogCheckpoint.log == log).order_by(LogCheckpoint.size.desc()).limit(1)
+    ).one_or_none()
+
+
+def mark_sequenced(session: Session, events: Sequence[LogEvent], log: int) -> None:
+    """Say that these acts are in the log."""
+    session.execute(
+        update(LogEvent).where(LogEvent.number.in_([event.number for event in events])).values(log=log)
+    )

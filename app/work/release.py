@@ -1,0 +1,43 @@
+"""The loop that lets jobs have succeeded once the notary has signed their record.
+
+Any number may run: each release is a compare-and-set. It is not the notary's, which changes nothing but its own log.
+"""
+
+import logging
+import threading
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import Database, read_only, unit_of_work
+from app.domain.job import State
+from app.errors import LeaseLost
+from app.notary.repository import list_signed
+from app.work.repository import get_work
+from app.work.service import succeed
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+
+
+def run_releases(database: Database, stop: threading.Event) -> None:
+    """Release what is signed until told to stop; a database that is away is waited for."""
+    while not stop.wait(POLL_S):
+        try:
+            release_signed(database)
+        except SQLAlchemyError as error:
+            log.warning("the database cannot be used (%s); trying again", type(error).__name__)
+
+
+def release_signed(database: Database) -> None:
+    """Let every job whose whole record is under a signed checkpoint have succeeded."""
+    with read_only(database) as session:
+        signed = list_signed(session)
+    for work_id in signed:
+        try:
+            with unit_of_work(database) as session:
+                work = get_work(session, work_id)
+                if work is not None and work.state == State.SIGNING:
+                    succeed(session, work)
+        except LeaseLost as error:
+            log.info("somebody else was quicker: %s", error)

@@ -1,0 +1,316 @@
+"""The notary on real databases: what it signs verifies, and what contradicts its memory it does not sign."""
+
+import json
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from app.audit.repository import append_leaf
+from app.audit.service import build_evidence, prove_heads
+from app.database import Database, open_engine, read_only, unit_of_work
+from app.domain.installation_log import Checkpoint, parse_checkpoint, parse_head_line, parse_log_leaf
+from app.domain.job import State, WorkKind
+from app.domain.merkle import leaf_hash, root, verify_inclusion
+from app.domain.note import open_note, verifier_key
+from app.domain.scopes import Role
+from app.errors import ConfigurationError, NotaryRefuses
+from app.keys.service import DEFAULT_PROJECT, add_key, ensure_project
+from app.migration import migrate
+from app.models.installation_log import LogCheckpoint, LogLeaf
+from app.models.job import LedgerLeaf
+from app.models.work import Work
+from app.notary import keyfile, repository
+from app.notary.service import Notary, fork_log, run_notary
+from app.settings import Settings
+from app.work.repository import add_work
+from tests.support import collect, settings_in
+
+CANCEL: dict[str, Any] = {"command": "cancel", "actor": "key_1"}
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A database with the schema and a project."""
+    database = Database(open_engine(database_url), collect([]))
+    migrate(database.engine)
+    with unit_of_work(database) as session:
+        ensure_project(session)
+    yield database
+    database.engine.dispose()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """Heads are due only where a job is new or has ended."""
+    return settings_in(
+        tmp_path / "home", database_url=database_url, head_interval_s=3600, log_origin="tether.example/log"
+    )
+
+
+def add_job(database: Database, *, records: int = 2) -> str:
+    """Add a job whose ledger has some records."""
+    with unit_of_work(database) as session:
+        work = add_work(session, kind=WorkKind.TRAIN, queue="gpu", project_id=DEFAULT_PROJECT, args={})
+        for _ in range(records):
+            append_leaf(session, work.id, epoch=0, kind="cmd", body=CANCEL)
+        return work.id
+
+
+def grow(database: Database, job: str, *, state: State | None = None) -> None:
+    """Append a record, and let the job be in another state."""
+    with unit_of_work(database) as session:
+        append_leaf(session, job, epoch=0, kind="cmd", body=CANCEL)
+        if state is not None:
+            session.execute(update(Work).where(Work.id == job).values(state=state))
+
+
+def leaves_of(database: Database) -> list[bytes]:
+    with read_only(database) as session:
+        log = repository.get_log(session)
+        return list(repository.iterate_log(session, log.number)) if log else []
+
+
+def newest(database: Database) -> LogCheckpoint:
+    with read_only(database) as session:
+        log = repository.get_log(session)
+        assert log is not None
+        found = repository.get_checkpoint(session, log.number)
+        assert found is not None
+        return found
+
+
+def opened(database: Database, settings: Settings) -> Checkpoint:
+    """Return the newest checkpoint, its signature verified with the notary's key."""
+    last = keyfile.load_last(settings.notary_dir)
+    assert last is not None
+    key = verifier_key(last.origin, keyfile.load_key(settings.notary_dir))
+    return parse_checkpoint(open_note(newest(database).note.encode(), [key])[0])
+
+
+class TestSigning:
+    def test_jobs_and_acts_come_under_a_signature(self, database: Database, settings: Settings) -> None:
+        job = add_job(database)
+        with unit_of_work(database) as session:
+            made = add_key(session, name="k", role=Role.MEMBER)
+        assert Notary(database, settings).attend() == 2
+        act, head = map(parse_log_leaf, leaves_of(database))
+        assert (act["event"], act["actor"], act["subject"]) == ("key.created", "command-line", made.row.id)
+        assert (head["job"], head["size"], head["state"], head["previous"]) == (job, 2, "queued", None)
+        assert opened(database, settings) == Checkpoint(
+            "tether.example/log", 2, root(map(leaf_hash, leaves_of(database)))
+        )
+
+    def test_a_round_without_news_signs_nothing(self, database: Database, settings: Settings) -> None:
+        add_job(database)
+        notary = Notary(database, settings)
+        assert [notary.attend() for _ in range(3)] == [1, 0, 0]
+        with read_only(database) as session:
+            assert len(session.scalars(select(LogCheckpoint)).all()) == 1
+
+    def test_a_running_job_waits_for_its_interval_and_an_ended_one_does_not(
+        self, database: Database, settings: Settings
+    ) -> None:
+        job = add_job(database)
+        notary = Notary(database, settings)
+        notary.attend()
+        grow(database, job)
+        assert notary.attend() == 0
+        grow(database, job, state=State.FAILED)
+        assert notary.attend() == 1
+        first, second = map(parse_log_leaf, leaves_of(database))
+        assert (second["size"], second["state"], second["previous"]) == (4, "failed", 0)
+        with read_only(database) as session:
+            records = list(session.scalars(select(LedgerLeaf.leaf).order_by(LedgerLeaf.seq)))
+        assert second["root"] == root(map(leaf_hash, records)).hex()
+        assert first["root"] == root(map(leaf_hash, records[:2])).hex()
+
+    def test_every_head_is_proved(self, database: Database, settings: Settings) -> None:
+        jobs = [add_job(database, records=number) for number in (1, 2, 3)]
+        notary = Notary(database, settings)
+        notary.attend()
+        grow(database, jobs[1], state=State.CANCELLED)
+        notary.attend()
+        checkpoint = opened(database, settings)
+        for job, heads in zip(jobs, (1, 2, 1), strict=True):
+            with read_only(database) as session:
+                proof = prove_heads(session, job)
+            assert proof is not None
+            assert proof.checkpoint == newest(database).note.encode()
+            found = [parse_head_line(line) for line in proof.heads]
+            assert len(found) == heads
+            for each in found:
+                assert verify_inclusion(
+                    leaf_hash(each.leaf_bytes), each.at, checkpoint.size, each.proof, checkpoint.root
+                )
+
+    def test_nothing_is_proved_before_it_is_signed(self, database: Database, settings: Settings) -> None:
+        first = add_job(database)
+        Notary(database, settings).attend()
+        job = add_job(database)
+        with read_only(database) as session:
+            assert prove_heads(session, job) is None
+            assert b"heads.jsonl" not in build_evidence(session, job)
+            assert b"heads.jsonl" in build_evidence(session, first)
+
+    def test_two_notaries_of_one_folder_take_turns(self, database: Database, settings: Settings) -> None:
+        one, other = Notary(database, settings), Notary(database, settings)
+        for notary in (one, other, one):
+            add_job(database)
+            assert notary.attend() == 1
+        assert opened(database, settings).size == 3
+        assert opened(database, settings).root == root(map(leaf_hash, leaves_of(database)))
+
+    def test_a_notary_that_starts_again_goes_on(self, database: Database, settings: Settings) -> None:
+        add_job(database)
+        Notary(database, settings).attend()
+        add_job(database)
+        Notary(database, settings).attend()
+        assert opened(database, settings).size == 2
+
+    def test_what_a_crash_left_unsigned_is_signed_by_the_next_one(
+        self, database: Database, settings: Settings
+    ) -> None:
+        add_job(database)
+        Notary(database, settings).attend()
+        # The leaves are there and the notary's memory knows them; the signature was never written.
+        with unit_of_work(database) as session:
+            session.execute(delete(LogCheckpoint))
+        Notary(database, settings).attend()
+        assert opened(database, settings).size == 1
+
+
+class TestRefusing:
+    @pytest.fixture
+    def signed(self, database: Database, settings: Settings) -> list[str]:
+        """Three jobs, signed."""
+        jobs = [add_job(database) for _ in range(3)]
+        Notary(database, settings).attend()
+        return jobs
+
+    def test_a_database_that_lost_leaves(
+        self, database: Database, settings: Settings, signed: list[str]
+    ) -> None:
+        with unit_of_work(database) as session:
+            session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
+        with pytest.raises(NotaryRefuses, match=r"has signed 3 leaves .* the database has 2 leaves"):
+            Notary(database, settings)
+
+    def test_a_database_whose_leaves_were_changed(
+        self, database: Database, settings: Settings, signed: list[str]
+    ) -> None:
+        with unit_of_work(database) as session:
+            leaf = session.get_one(LogLeaf, (repository_number(session), 0))
+            leaf.leaf = leaf.leaf.replace(b'"size":2', b'"size":1')
+        with pytest.raises(NotaryRefuses, match="another root at that size"):
+            Notary(database, settings)
+
+    def test_a_rollback_while_it_runs(
+        self, database: Database, settings: Settings, signed: list[str]
+    ) -> None:
+        notary = Notary(database, settings)
+        with unit_of_work(database) as session:
+            session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
+        with pytest.raises(NotaryRefuses, match="had 3 leaves and now has 2"):
+            notary.attend()
+
+    def test_records_of_a_job_that_were_dropped(
+        self, database: Database, settings: Settings, signed: list[str]
+    ) -> None:
+        notary = Notary(database, settings)
+        grow(database, signed[0], state=State.FAILED)
+        with unit_of_work(database) as session:
+            session.execute(delete(LedgerLeaf).where(LedgerLeaf.work_id == signed[0], LedgerLeaf.seq == 1))
+        with pytest.raises(NotaryRefuses, match="has 2 records; its row says 3"):
+            notary.attend()
+
+    def test_another_database(
+        self, database: Database, settings: Settings, signed: list[str], tmp_path: Path
+    ) -> None:
+        other = Database(open_engine(f"sqlite:///{tmp_path / 'other.db'}"), collect([]))
+        migrate(other.engine)
+        with pytest.raises(NotaryRefuses, match="the database has none"):
+            Notary(other, settings)
+        other.engine.dispose()
+
+    def test_the_loop_ends_and_signs_nothing_more(
+        self,
+        database: Database,
+        settings: Settings,
+        signed: list[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with unit_of_work(database) as session:
+            session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
+        run_notary(database, settings, threading.Event())
+        assert "tether log fork" in caplog.text
+        assert newest(database).size == 3
+
+    def test_a_fork_shows_the_break_and_begins_again(
+        self, database: Database, settings: Settings, signed: list[str]
+    ) -> None:
+        before = keyfile.load_last(settings.notary_dir)
+        assert before is not None
+        with unit_of_work(database) as session:
+            session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
+        assert fork_log(database, settings) == "tether.example/log/fork-1"
+        Notary(database, settings).attend()
+        found = list(map(parse_log_leaf, leaves_of(database)))
+        assert (found[0]["event"], found[0]["subject"]) == ("log.fork", f"{before.origin}@{before.size}")
+        assert found[0]["sha256"] == before.root.hex()
+        assert [leaf["job"] for leaf in found[1:]] == signed
+        assert opened(database, settings).origin == "tether.example/log/fork-1"
+        assert fork_log(database, settings) == "tether.example/log/fork-2"
+
+
+class TestFiles:
+    def test_the_key_is_for_nobody_else(self, database: Database, settings: Settings) -> None:
+        Notary(database, settings)
+        path = settings.notary_dir / keyfile.KEY
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.chmod(0o640)
+        with pytest.raises(ConfigurationError, match="can be read by others; run: chmod 600"):
+            Notary(database, settings)
+
+    def test_a_damaged_key_is_not_replaced(self, database: Database, settings: Settings) -> None:
+        Notary(database, settings)
+        path = settings.notary_dir / keyfile.KEY
+        path.write_text("zz")
+        with pytest.raises(ConfigurationError, match="does not hold a key"):
+            Notary(database, settings)
+        assert path.read_text() == "zz"
+
+    def test_a_damaged_memory_is_an_error(self, database: Database, settings: Settings) -> None:
+        add_job(database)
+        Notary(database, settings).attend()
+        (settings.notary_dir / keyfile.STATE).write_text(json.dumps({"origin": "o"}))
+        with pytest.raises(ConfigurationError, match="nobody knows what the notary signed last"):
+            Notary(database, settings)
+
+    @pytest.mark.parametrize(
+        "lost", [(keyfile.STATE,), (keyfile.STATE, keyfile.KEY)], ids=["memory", "folder"]
+    )
+    def test_a_memory_that_was_lost_is_not_made_up(
+        self, database: Database, settings: Settings, lost: tuple[str, ...]
+    ) -> None:
+        add_job(database)
+        Notary(database, settings).attend()
+        for name in lost:
+            (settings.notary_dir / name).unlink()
+        with pytest.raises(NotaryRefuses, match="does not know what was signed last"):
+            Notary(database, settings)
+        assert fork_log(database, settings) == "tether.example/log/fork-1"
+        Notary(database, settings).attend()
+        fork, head = map(parse_log_leaf, leaves_of(database))
+        assert (fork["event"], fork["subject"], head["size"]) == ("log.fork", None, 2)
+        assert opened(database, settings).origin == "tether.example/log/fork-1"
+
+
+def repository_number(session: Any) -> int:
+    log = repository.get_log(session)
+    assert log is not None
+    return log.number
