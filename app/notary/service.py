@@ -23,7 +23,7 @@ from app.domain.installation_log import Checkpoint, build_head, format_checkpoin
 from app.domain.job import RECORDED
 from app.domain.merkle import RootBuilder, leaf_hash
 from app.domain.note import sign_note, verifier_key
-from app.errors import NotaryRefuses
+from app.errors import ConfigurationError, NotaryRefuses
 from app.models.base import new_id, now_ms, utc_now
 from app.models.installation_log import InstallationLog, LogCheckpoint, LogHead, LogLeaf
 from app.notary import keyfile, repository
@@ -192,8 +192,15 @@ def run_notary(database: Database, settings: Settings, stop: threading.Event) ->
             # What was read or added in a transaction that failed is not what the log has.
             notary = None
             log.warning("the database cannot be used (%s); trying again", type(error).__name__)
-        except NotaryRefuses as refusal:
-            log.error("%s", refusal)
+        except OSError as error:
+            notary = None
+            log.warning(
+                "the notary's folder %s cannot be used (%s); trying again",
+                settings.notary_dir,
+                error.strerror,
+            )
+        except (NotaryRefuses, ConfigurationError) as refusal:
+            log.error("the notary signs nothing any more: %s", refusal)
             return
 
 

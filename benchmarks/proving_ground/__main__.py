@@ -1,7 +1,9 @@
 """Runs the proving ground: `python -m benchmarks.proving_ground`, with QUICK=1 or FULL=1 in the environment.
 
 Writes proving_ground.json, proving_ground.md and plots/ into `--out`. Cells are kept in `--cache`, so that an interrupted
-run goes on; a finished one takes seconds to be reported again. Ends with status 1 where a bar does not hold, but for
+run goes on; a finished one takes seconds to be reported again. cells.jsonl.gz beside this file has those that were
+measured for the project, every verdict of every prompt: unpack it into the cache to go on from them, or to compute other
+statistics. Ends with status 1 where a bar does not hold, but for
 QUICK=1, which is too small to tell.
 """
 

@@ -3,6 +3,7 @@
 import json
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from app.migration import migrate
 from app.models.installation_log import LogCheckpoint, LogLeaf
 from app.models.job import LedgerLeaf
 from app.models.work import Work
-from app.notary import keyfile, repository
+from app.notary import keyfile, repository, service
 from app.notary.service import Notary, fork_log, run_notary
 from app.settings import Settings
 from app.work.repository import add_work
@@ -249,6 +250,38 @@ class TestRefusing:
         run_notary(database, settings, threading.Event())
         assert "tether log fork" in caplog.text
         assert newest(database).size == 3
+
+    def test_a_folder_that_fails_is_waited_for(
+        self, database: Database, settings: Settings, signed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service, "POLL_S", 0.01)
+        memory, kept = settings.notary_dir / keyfile.STATE, settings.notary_dir / "kept"
+        memory.rename(kept)
+        memory.mkdir()
+        add_job(database)
+        stop = threading.Event()
+        thread = threading.Thread(target=run_notary, args=(database, settings, stop))
+        thread.start()
+        try:
+            stop.wait(0.2)
+            assert newest(database).size == 3
+            memory.rmdir()
+            kept.rename(memory)
+            deadline = time.monotonic() + 30
+            while newest(database).size < 4:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            stop.set()
+            thread.join()
+
+    def test_a_key_that_others_can_read_ends_the_loop_with_words(
+        self, database: Database, settings: Settings, signed: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (settings.notary_dir / keyfile.KEY).chmod(0o644)
+        run_notary(database, settings, threading.Event())
+        assert "signs nothing any more" in caplog.text
+        assert "chmod 600" in caplog.text
 
     def test_a_fork_shows_the_break_and_begins_again(
         self, database: Database, settings: Settings, signed: list[str]
