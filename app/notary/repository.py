@@ -1,6 +1,7 @@
 """Queries of the installation's log."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import and_, func, or_, select, text, update
@@ -74,33 +75,35 @@ def list_pending_events(session: Session) -> Sequence[LogEvent]:
     return session.scalars(select(LogEvent).where(LogEvent.log.is_(None)).order_by(LogEvent.number)).all()
 
 
-def list_due_heads(session: Session, log: int, interval_ms: int) -> list[DueHead]:
-    """Return the jobs that need a head: those that have ended or paused, and those whose last one is older than the interval."""
+def list_due_heads(
+    session: Session, log: int, interval_ms: int, *, ended_after: datetime | None = None
+) -> list[DueHead]:
+    """Return the jobs that need a head: those whose record is complete, and those whose last one is older than the interval.
+
+    With `ended_after`, jobs that ended before are not looked at; there may be very many of them.
+    """
     newest = (
-        select(LogHead.work_id, func.max(LogHead.size).label("size"))
-        .where(LogHead.log == log)
-        .group_by(LogHead.work_id)
-        .subquery()
+        select(func.max(LogHead.size))
+        .where(LogHead.log == log, LogHead.work_id == Work.id)
+        .correlate(Work)
+        .scalar_subquery()
     )
-    rows = session.execute(
+    query = (
         select(Work.id, Work.ledger_size, Work.state, LogHead.index)
-        .outerjoin(newest, newest.c.work_id == Work.id)
-        .outerjoin(
-            LogHead,
-            and_(LogHead.log == log, LogHead.work_id == Work.id, LogHead.size == newest.c.size),
-        )
+        .outerjoin(LogHead, and_(LogHead.log == log, LogHead.work_id == Work.id, LogHead.size == newest))
         .where(
             Work.kind == WorkKind.TRAIN,
-            Work.ledger_size > func.coalesce(newest.c.size, 0),
+            Work.ledger_size > func.coalesce(LogHead.size, 0),
             or_(
-                newest.c.size.is_(None),
+                LogHead.size.is_(None),
                 Work.state.in_(RECORDED),
                 LogHead.made_at_ms <= now_ms() - interval_ms,
             ),
         )
-        .order_by(Work.created_at, Work.id)
     )
-    return [DueHead(*row) for row in rows]
+    if ended_after is not None:
+        query = query.where(or_(Work.finished_at.is_(None), Work.finished_at > ended_after))
+    return [DueHead(*row) for row in session.execute(query.order_by(Work.created_at, Work.id))]
 
 
 def list_signed(session: Session) -> Sequence[str]:

@@ -10,6 +10,7 @@ import secrets
 import socket
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -36,6 +37,8 @@ POLL_S = 0.5
 NOTARY = "notary"
 """What it is called among the processes that say that they live."""
 SIGN_OF_LIFE_S = 5.0
+SWEEP_S = 600.0
+"""Jobs that ended long ago are looked at this often, for the case that one was missed."""
 
 
 class Notary:
@@ -49,6 +52,7 @@ class Notary:
         keyfile.make_folder(self._folder)
         self._key: Ed25519PrivateKey = keyfile.load_key(self._folder)
         self._tree = RootBuilder()
+        self._swept_at = -math.inf
         self._ledgers: dict[str, RootBuilder] = {}
         """The trees of jobs that have not ended, so that a head costs only the records since the last one."""
         with unit_of_work(database) as session:
@@ -107,7 +111,7 @@ class Notary:
         repository.mark_sequenced(session, events, number)
         ts_db = session.scalars(select(now_ms())).one()
         heads = []
-        for due in repository.list_due_heads(session, number, int(self._settings.head_interval_s * 1000)):
+        for due in self._list_due(session):
             heads.append(
                 {
                     "log": number,
@@ -136,6 +140,16 @@ class Notary:
         for leaf in leaves:
             self._tree.append(leaf_hash(leaf))
         return len(leaves)
+
+    def _list_due(self, session: Session) -> list[repository.DueHead]:
+        """Look at every job once in a while, and at those that may have changed in between."""
+        now = time.monotonic()
+        is_sweep = now - self._swept_at > SWEEP_S
+        ended_after = None if is_sweep else utc_now() - timedelta(seconds=10 * SWEEP_S)
+        if is_sweep:
+            self._swept_at = now
+        interval_ms = int(self._settings.head_interval_s * 1000)
+        return repository.list_due_heads(session, self._log.number, interval_ms, ended_after=ended_after)
 
     def _root_of(self, session: Session, due: repository.DueHead) -> bytes:
         tree = self._ledgers.pop(due.work_id, RootBuilder())

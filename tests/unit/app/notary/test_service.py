@@ -5,6 +5,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ class TestSigning:
             records = list(session.scalars(select(LedgerLeaf.leaf).order_by(LedgerLeaf.seq)))
         assert second["root"] == root(map(leaf_hash, records)).hex()
         assert first["root"] == root(map(leaf_hash, records[:2])).hex()
+
+    def test_a_job_that_ended_long_ago_is_found_by_the_next_sweep(
+        self, database: Database, settings: Settings
+    ) -> None:
+        job = add_job(database)
+        notary = Notary(database, settings)
+        notary.attend()
+        grow(database, job, state=State.FAILED)
+        with unit_of_work(database) as session:
+            session.execute(update(Work).values(finished_at=datetime(2020, 1, 1, tzinfo=UTC)))
+        assert notary.attend() == 0
+        assert Notary(database, settings).attend() == 1
 
     def test_every_head_is_proved(self, database: Database, settings: Settings) -> None:
         jobs = [add_job(database, records=number) for number in (1, 2, 3)]
@@ -257,7 +270,8 @@ class TestRefusing:
         monkeypatch.setattr(service, "POLL_S", 0.01)
         memory, kept = settings.notary_dir / keyfile.STATE, settings.notary_dir / "kept"
         memory.rename(kept)
-        memory.mkdir()
+        # A link, because that can be replaced at one stroke.
+        memory.symlink_to(settings.notary_dir)
         add_job(database)
         stop = threading.Event()
         thread = threading.Thread(target=run_notary, args=(database, settings, stop))
@@ -265,8 +279,7 @@ class TestRefusing:
         try:
             stop.wait(0.2)
             assert newest(database).size == 3
-            memory.rmdir()
-            kept.rename(memory)
+            kept.replace(memory)
             deadline = time.monotonic() + 30
             while newest(database).size < 4:
                 assert time.monotonic() < deadline
