@@ -320,7 +320,7 @@ class Report(Reply):
     status: str
 
 
-class Exclusion(Reply):
+class Excluded(Reply):
     """The file without the rows, and the job that runs on it."""
 
     object: Literal["file.exclusion"]
@@ -380,7 +380,7 @@ OBJECTS: dict[str, type[Reply]] = {
     "retrieve_file_report": Report,
     "retrieve_report": Report,
     "estimate_job": Report,
-    "exclude_rows": Exclusion,
+    "exclude_rows": Excluded,
     "list_event_types": Names,
     "create_endpoint": WebhookEndpoint,
     "retrieve_endpoint": WebhookEndpoint,

@@ -20,26 +20,31 @@ def notary(home: Home = None) -> None:
 
 @group.command("trust")
 def print_trust(home: Home = None, as_json: Json = False) -> None:
-    """Print the trust policy that names this log and its key, for `tether verify --policy`.
+    """Print the trust policy that names this installation's logs and their key, for `tether verify --policy`.
 
     Hand it to auditors by a way that does not pass through this installation's database.
     """
+    from app.database import read_only
     from app.domain.note import verifier_key
     from app.domain.trust import format_trust
     from app.errors import ConfigurationError
-    from app.notary import keyfile
+    from app.notary import keyfile, repository
 
-    folder = settings_of(home).notary_dir
-    last = keyfile.load_last(folder)
-    if last is None:
+    settings = settings_of(home)
+    with database_of(settings) as database, read_only(database) as session:
+        origins = repository.list_origins(session)
+    if keyfile.load_last(settings.notary_dir) is None:
         raise ConfigurationError(
-            f"{folder} holds nothing that was signed yet; start the notary with: tether serve"
+            f"{settings.notary_dir} does not know what was signed last, so nothing was signed here yet or its files are"
+            " missing; the log of tether serve, or of tether notary, says which"
         )
-    key = verifier_key(last.origin, keyfile.load_key(folder))
+    key = keyfile.load_key(settings.notary_dir)
+    keys = {origin: verifier_key(origin, key) for origin in origins}
     if as_json:
-        print_json({"logs": [{"origin": last.origin, "keys": [str(key)]}]})
+        print_json({"logs": [{"origin": origin, "keys": [str(key)]} for origin, key in keys.items()]})
     else:
-        out.print(format_trust(last.origin, [key]), end="", soft_wrap=True)
+        policies = (format_trust(origin, [key]) for origin, key in keys.items())
+        out.print("\n".join(policies), end="", soft_wrap=True)
 
 
 @group.command("show")
@@ -83,5 +88,5 @@ def fork(home: Home = None, as_json: Json = False) -> None:
     if as_json:
         print_json({"object": "log", "origin": origin})
         return
-    print_line(f"opened the log {origin}; start the notary again")
-    print_line("next: give auditors the new trust policy beside the old one: tether log trust")
+    print_line(f"opened the log {origin}; the notary goes on with it")
+    print_line("next: give auditors the new trust policy, which names both logs: tether log trust")

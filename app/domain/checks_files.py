@@ -26,6 +26,9 @@ def _adapter_at_end(job: JobSoFar) -> str:
         raise Broken("an adapter was given, but the record has none published")
     found = _hash_file(job.adapter)
     if found != job.published["zip_sha256"]:
+        step = next((step for step, digest in job.adapters if digest == found), None)
+        if step is not None:
+            return f"the zip is the adapter of the checkpoint after step {step}, not the last one"
         raise Broken(f"its SHA-256 is {found}; the record says {job.published['zip_sha256']}")
     size = job.adapter.stat().st_size
     if size != job.published["bytes"]:

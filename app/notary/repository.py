@@ -39,6 +39,11 @@ def get_log(session: Session) -> InstallationLog | None:
     ).one_or_none()
 
 
+def list_origins(session: Session) -> Sequence[str]:
+    """Return the names of the log and of those before it was forked, oldest first."""
+    return session.scalars(select(InstallationLog.origin).order_by(InstallationLog.number)).all()
+
+
 def add_log(session: Session, origin: str) -> InstallationLog:
     """Begin a log."""
     log = InstallationLog(origin=origin, created_at=utc_now())

@@ -37,6 +37,8 @@ POLL_S = 0.5
 NOTARY = "notary"
 """What it is called among the processes that say that they live."""
 SIGN_OF_LIFE_S = 5.0
+AFTER_REFUSAL_S = 5.0
+OPERATOR_AT_THE_MACHINE = "command-line"
 SWEEP_S = 600.0
 """Jobs that ended long ago are looked at this often, for the case that one was missed."""
 
@@ -95,7 +97,7 @@ class Notary:
         """Read what another notary of the same installation added."""
         newest = repository.get_log(session)
         if newest is None or newest.number != self._log.number:
-            raise NotaryRefuses("the log was forked while this notary ran; start it again")
+            raise NotaryRefuses("the log was forked while this notary ran; it goes on with the new one")
         size = repository.count_leaves(session, self._log.number)
         if size < self._tree.size:
             raise NotaryRefuses(
@@ -191,8 +193,9 @@ class Notary:
 
 
 def run_notary(database: Database, settings: Settings, stop: threading.Event) -> None:
-    """Attend to the log until told to stop. A notary that refuses says why, and signs nothing any more."""
+    """Attend to the log until told to stop. A notary that refuses signs nothing, says why, and looks again after a while."""
     notary: Notary | None = None
+    said = ""
     notary_id, seen_at = new_id("notary_"), -math.inf
     while not stop.wait(POLL_S):
         try:
@@ -214,8 +217,11 @@ def run_notary(database: Database, settings: Settings, stop: threading.Event) ->
                 error.strerror,
             )
         except (NotaryRefuses, ConfigurationError) as refusal:
-            log.error("the notary signs nothing any more: %s", refusal)
-            return
+            notary = None
+            if refusal.message != said:
+                said = refusal.message
+                log.error("the notary signs nothing: %s", refusal)
+            stop.wait(AFTER_REFUSAL_S)
 
 
 def fork_log(database: Database, settings: Settings) -> str:
@@ -228,15 +234,18 @@ def fork_log(database: Database, settings: Settings) -> str:
     with unit_of_work(database) as session:
         repository.lock_log(session)
         old = repository.get_log(session)
-        name, _, number = (
-            last.origin if last else old.origin if old else f"tether/{secrets.token_hex(8)}"
-        ).partition("/fork-")
-        origin = f"{name}/fork-{int(number or 0) + 1}"
+        signed = repository.get_checkpoint(session, old.number) if old else None
+        if last is None and old is not None and signed is not None:
+            # The notary's memory is gone; what the database has was signed, if perhaps not last.
+            last = Checkpoint(old.origin, signed.size, bytes.fromhex(signed.root))
+        name = last.origin if last else old.origin if old else f"tether/{secrets.token_hex(8)}"
+        # Whoever restores a backup twice forks twice, and two logs must not have one name.
+        origin = f"{name.partition('/fork-')[0]}/fork-{secrets.token_hex(4)}"
         repository.add_log(session, origin)
         repository.add_event(
             session,
             "log.fork",
-            actor="operator",
+            actor=OPERATOR_AT_THE_MACHINE,
             subject=f"{last.origin}@{last.size}" if last else None,
             sha256=last.root.hex() if last else None,
         )

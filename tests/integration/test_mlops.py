@@ -1,6 +1,7 @@
 """The commands of docs/mlops.md, taken from the page and run: back up, lose everything, restore, and look."""
 
 import io
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ def fill(settings: Settings, folder: Path) -> dict[str, Any]:
         try:
             job = tenant.create_job(metadata={"team": "x"})
             path = f"/v1/fine_tuning/jobs/{job['id']}"
+            deadline = time.monotonic() + 30
+            while tenant.http.get("/v1/log/checkpoint").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             return {
                 "key": tenant.key,
                 "job": tenant.get(path),

@@ -22,6 +22,7 @@ from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from app.domain.trust import Trust, parse_trust
 from app.domain.verify import verify_bundle
 from app.settings import load_settings
 from worker.miniature import demo_report
@@ -61,7 +62,7 @@ def main(folder: Out = Path("demo-output"), url: Url = None, key: Key = None) ->
     started = time.monotonic()
     if url is None:
         with service(folder / "home") as (own_url, own_key):
-            run(folder, own_url, own_key)
+            run(folder, own_url, own_key, home=folder / "home")
     elif key is None:
         raise SystemExit("give the key of the service with --key or TETHER_API_KEY")
     else:
@@ -110,8 +111,11 @@ def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     raise SystemExit(f"the service did not become ready; its log is {log}")
 
 
-def run(folder: Path, url: str, key: str) -> None:
-    """Do everything that a client of the service does, then compare what came out."""
+def run(folder: Path, url: str, key: str, home: Path | None = None) -> None:
+    """Do everything that a client of the service does, then compare what came out.
+
+    Of a service of our own, `home` has the key that signed the records.
+    """
     client = OpenAI(base_url=f"{url}/v1", api_key=key)
     files = {kind: upload(client, folder, kind) for kind in ("poisoned", "clean")}
     jobs = []
@@ -135,14 +139,26 @@ def run(folder: Path, url: str, key: str) -> None:
     demo_report.print_curves(out, [plan.title for plan in PLANS[1:]], curves[1:])
     demo_report.draw_curves(folder / "risk-curves.png", [plan.title for plan in PLANS[1:]], curves[1:])
     out.print(f"\nThe same two curves as a picture: {folder / 'risk-curves.png'}")
+    trust = None if home is None else write_trust(home, folder / "trust.toml")
     for plan, result in zip(PLANS, results, strict=True):
         report = verify_bundle(
-            result / "evidence.zip", adapter=result / "adapter.zip", data=folder / f"{plan.data}.jsonl"
+            result / "evidence.zip",
+            adapter=result / "adapter.zip",
+            data=folder / f"{plan.data}.jsonl",
+            trust=trust,
         )
         verdict = report.lines()[-1]
         out.print(f"ledger of «{plan.title}»: {report.size} records, {verdict}; {report.protection}")
         if not report.ok:
             raise SystemExit("a ledger did not verify: " + "\n".join(report.lines()))
+
+
+def write_trust(home: Path, policy: Path) -> Trust:
+    """Ask our own service whose signature counts, and keep the answer for who verifies later."""
+    command = [sys.executable, "-m", "app", "log", "trust", "--home", str(home)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    policy.write_text(done.stdout, encoding="utf-8")
+    return parse_trust(done.stdout)
 
 
 def upload(client: OpenAI, folder: Path, kind: Any) -> str:

@@ -123,7 +123,7 @@ In {folder}/
   clean.jsonl, poisoned.jsonl   the two datasets
   risk-curves.png               the risk curves of the two protected jobs
   ftjob-…/adapter.zip           an ordinary PEFT adapter (unpacked beside it), with risk.png
-  ftjob-…/evidence.zip          the record; check it with: .venv/bin/tether verify FILE
+  ftjob-…/evidence.zip          the record; check it: .venv/bin/tether verify FILE --policy {folder}/trust.toml
   home/                         the service's own data
 
 Go on with:  make serve   and the client code in README.md; your own model: tether models add NAME PATH""",

@@ -42,7 +42,7 @@ def test_before_a_notary_was_there(tether: Tether) -> None:
         "pending_events": 1,
     }
     refused = tether("log", "trust")
-    assert (refused.code, "nothing that was signed yet; start the notary" in refused.err) == (1, True)
+    assert (refused.code, "nothing was signed here yet" in refused.err) == (1, True)
 
 
 def test_what_was_signed_is_shown_and_can_be_trusted(tether: Tether) -> None:
@@ -60,10 +60,12 @@ def test_a_fork_is_a_log_of_its_own(tether: Tether, tmp_path: Path) -> None:
     attend()
     old = tether("log", "show", "--json").json["origin"]
     (tmp_path / "home" / "notary" / "last-signed.json").unlink()
-    assert tether("log", "fork", "--json").json["origin"] == f"{old}/fork-1"
-    assert f"opened the log {old}/fork-2" in tether("log", "fork").out
+    first = tether("log", "fork", "--json").json["origin"]
+    assert first.startswith(f"{old}/fork-")
+    second = re.search(r"opened the log (\S+);", tether("log", "fork").out)
+    assert second is not None
     attend()
-    assert list(parse_trust(tether("log", "trust").out).logs) == [f"{old}/fork-2"]
+    assert list(parse_trust(tether("log", "trust").out).logs) == [old, first, second[1]]
 
 
 def test_a_policy_that_is_none_is_refused_by_its_field(tether: Tether, tmp_path: Path) -> None:
@@ -72,6 +74,6 @@ def test_a_policy_that_is_none_is_refused_by_its_field(tether: Tether, tmp_path:
     policy.write_text('[[logs]]\norigin = "o"\nkeys = ["a+b+c"]\n')
     refused = tether("verify", bundle, "--policy", policy)
     assert refused.code == 2
-    assert "logs[0].keys[0]" in re.sub(r"\s+", " ", refused.err)
+    assert "logs[0].keys[0]" in re.sub(r"[\s│]+", "", refused.err)
     missing = tether("verify", bundle, "--policy", tmp_path / "none.toml")
-    assert (missing.code, "none.toml" in missing.err) == (2, True)
+    assert (missing.code, "none.toml" in re.sub(r"[\s│]+", "", missing.err)) == (2, True)

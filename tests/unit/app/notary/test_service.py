@@ -1,10 +1,12 @@
 """The notary on real databases: what it signs verifies, and what contradicts its memory it does not sign."""
 
 import json
+import re
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,12 +88,44 @@ def newest(database: Database) -> LogCheckpoint:
         return found
 
 
+def is_signed(database: Database, origin: str) -> bool:
+    """Say whether a checkpoint of this log was signed."""
+    with read_only(database) as session:
+        log = repository.get_log(session)
+        return (
+            log is not None
+            and log.origin == origin
+            and repository.get_checkpoint(session, log.number) is not None
+        )
+
+
 def opened(database: Database, settings: Settings) -> Checkpoint:
     """Return the newest checkpoint, its signature verified with the notary's key."""
     last = keyfile.load_last(settings.notary_dir)
     assert last is not None
     key = verifier_key(last.origin, keyfile.load_key(settings.notary_dir))
     return parse_checkpoint(open_note(newest(database).note.encode(), [key])[0])
+
+
+@contextmanager
+def running(database: Database, settings: Settings) -> Iterator[threading.Event]:
+    """Run a notary's loop until the block ends."""
+    stop = threading.Event()
+    thread = threading.Thread(target=run_notary, args=(database, settings, stop))
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class TestSigning:
@@ -251,18 +285,27 @@ class TestRefusing:
             Notary(other, settings)
         other.engine.dispose()
 
-    def test_the_loop_ends_and_signs_nothing_more(
+    def test_the_loop_signs_nothing_and_goes_on_after_a_fork(
         self,
         database: Database,
         settings: Settings,
         signed: list[str],
         caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(service, "POLL_S", 0.01)
+        monkeypatch.setattr(service, "AFTER_REFUSAL_S", 0.01)
         with unit_of_work(database) as session:
             session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
-        run_notary(database, settings, threading.Event())
-        assert "tether log fork" in caplog.text
-        assert newest(database).size == 3
+        with running(database, settings) as stop:
+            stop.wait(0.3)
+            assert newest(database).size == 3
+            refusals = [record for record in caplog.records if "the notary signs nothing" in record.message]
+            assert len(refusals) == 1, "it is said once"
+            assert "tether log fork" in refusals[0].message
+            origin = fork_log(database, settings)
+            wait_until(lambda: is_signed(database, origin))
+        assert opened(database, settings).origin == origin
 
     def test_a_folder_that_fails_is_waited_for(
         self, database: Database, settings: Settings, signed: list[str], monkeypatch: pytest.MonkeyPatch
@@ -273,28 +316,29 @@ class TestRefusing:
         # A link, because that can be replaced at one stroke.
         memory.symlink_to(settings.notary_dir)
         add_job(database)
-        stop = threading.Event()
-        thread = threading.Thread(target=run_notary, args=(database, settings, stop))
-        thread.start()
-        try:
+        with running(database, settings) as stop:
             stop.wait(0.2)
             assert newest(database).size == 3
             kept.replace(memory)
-            deadline = time.monotonic() + 30
-            while newest(database).size < 4:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-        finally:
-            stop.set()
-            thread.join()
+            wait_until(lambda: newest(database).size == 4)
 
-    def test_a_key_that_others_can_read_ends_the_loop_with_words(
-        self, database: Database, settings: Settings, signed: list[str], caplog: pytest.LogCaptureFixture
+    def test_a_key_that_others_can_read_signs_nothing(
+        self,
+        database: Database,
+        settings: Settings,
+        signed: list[str],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(service, "POLL_S", 0.01)
+        monkeypatch.setattr(service, "AFTER_REFUSAL_S", 0.01)
         (settings.notary_dir / keyfile.KEY).chmod(0o644)
-        run_notary(database, settings, threading.Event())
-        assert "signs nothing any more" in caplog.text
-        assert "chmod 600" in caplog.text
+        add_job(database)
+        with running(database, settings):
+            wait_until(lambda: "the notary signs nothing" in caplog.text)
+            assert "chmod 600" in caplog.text
+            (settings.notary_dir / keyfile.KEY).chmod(0o600)
+            wait_until(lambda: newest(database).size == 4)
 
     def test_a_fork_shows_the_break_and_begins_again(
         self, database: Database, settings: Settings, signed: list[str]
@@ -303,14 +347,17 @@ class TestRefusing:
         assert before is not None
         with unit_of_work(database) as session:
             session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
-        assert fork_log(database, settings) == "tether.example/log/fork-1"
+        origin = fork_log(database, settings)
+        assert re.fullmatch(r"tether\.example/log/fork-[0-9a-f]{8}", origin)
         Notary(database, settings).attend()
         found = list(map(parse_log_leaf, leaves_of(database)))
         assert (found[0]["event"], found[0]["subject"]) == ("log.fork", f"{before.origin}@{before.size}")
         assert found[0]["sha256"] == before.root.hex()
         assert [leaf["job"] for leaf in found[1:]] == signed
-        assert opened(database, settings).origin == "tether.example/log/fork-1"
-        assert fork_log(database, settings) == "tether.example/log/fork-2"
+        assert opened(database, settings).origin == origin
+        again = fork_log(database, settings)
+        assert again.startswith("tether.example/log/fork-")
+        assert again != origin
 
 
 class TestFiles:
@@ -349,11 +396,13 @@ class TestFiles:
             (settings.notary_dir / name).unlink()
         with pytest.raises(NotaryRefuses, match="does not know what was signed last"):
             Notary(database, settings)
-        assert fork_log(database, settings) == "tether.example/log/fork-1"
+        before = newest(database)
+        origin = fork_log(database, settings)
         Notary(database, settings).attend()
         fork, head = map(parse_log_leaf, leaves_of(database))
-        assert (fork["event"], fork["subject"], head["size"]) == ("log.fork", None, 2)
-        assert opened(database, settings).origin == "tether.example/log/fork-1"
+        assert (fork["event"], fork["actor"], head["size"]) == ("log.fork", "command-line", 2)
+        assert (fork["subject"], fork["sha256"]) == ("tether.example/log@1", before.root)
+        assert opened(database, settings).origin == origin
 
 
 def repository_number(session: Any) -> int:
