@@ -107,7 +107,7 @@ def job_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any]:
     }
 
 
-_STANDING = (State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED)
+_STANDING = (State.PAUSED, State.SIGNING, State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 def critic_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any] | None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from app.audit.service import build_evidence
-from app.database import read_only
+from app.database import read_only, unit_of_work
 from app.domain.installation_log import parse_checkpoint, parse_log_leaf
 from app.domain.job import State
 from app.domain.merkle import leaf_hash, verify_inclusion
 from app.domain.note import open_note, verifier_key
+from app.models.base import utc_now
+from app.models.job import Job
 from app.notary import keyfile
 from app.notary.repository import list_signed
 from app.work import release
@@ -39,10 +41,13 @@ def test_no_weights_leave_before_the_record_is_signed(
     monkeypatch.setattr(release, "POLL_S", 3600)
     tenant = own_server()
     job = release_job(tenant, State.SIGNING)
+    with unit_of_work(tenant.server.database) as session:
+        session.get_one(Job, job.job_id).estimated_finish_at = utc_now()
     wait_for_signature(tenant, job.job_id)
     paths = [f"{JOBS}/{job.job_id}/adapter", f"{JOBS}/{job.job_id}/checkpoints/{job.checkpoint_id}/adapter"]
     shown = tenant.get(f"{JOBS}/{job.job_id}")
     assert (shown["status"], shown["fine_tuned_model"], shown["result_files"]) == ("running", None, [])
+    assert shown["estimated_finish"] is None, "its training is over"
     for path in paths:
         refused(tenant.http.get(path), 409)
     assert job.model not in names(tenant)
