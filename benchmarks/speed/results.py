@@ -111,7 +111,7 @@ def holds(row: dict[str, Any]) -> bool | None:
 
 
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as tables, one per device and group."""
+    """Return the rows as tables, one per machine with its versions, and group: nothing stands under another's name."""
     lines = [
         "# Speed and memory",
         "",
@@ -119,20 +119,23 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
         " the median over the rounds of one run, in which the contenders took turns; the range is from the least"
         " round to the greatest. Ratios are of times or bytes: below 1 is better than what comes after «over».",
     ]
-    for device in dict.fromkeys(row["machine"]["device"] for row in rows):
-        of_device = [row for row in rows if row["machine"]["device"] == device]
-        machine, versions = of_device[0]["machine"], of_device[0]["versions"]
-        name = machine["cpu"] if device == "cpu" else device
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        made_on = json.dumps([row["machine"], row["versions"], row["mode"]], sort_keys=True)
+        runs.setdefault(made_on, []).append(row)
+    for of_run in runs.values():
+        machine, versions = of_run[0]["machine"], of_run[0]["versions"]
+        name = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
         lines += [
             "",
             f"## {name}, {machine['threads']} threads",
             "",
-            f"{', '.join(f'{library} {number}' for library, number in versions.items())}; {of_device[0]['mode']} run.",
+            f"{', '.join(f'{library} {number}' for library, number in versions.items())}; {of_run[0]['mode']} run.",
         ]
-        for group in dict.fromkeys(row["group"] for row in of_device):
+        for group in dict.fromkeys(row["group"] for row in of_run):
             lines += ["", f"### {group}", "", "| figure | value | range | bar | |", "|---|--:|--:|--:|---|"]
-            lines += [_table_row(row) for row in of_device if row["group"] == group]
-            notes = dict.fromkeys(row["note"] for row in of_device if row["group"] == group and row["note"])
+            lines += [_table_row(row) for row in of_run if row["group"] == group]
+            notes = dict.fromkeys(row["note"] for row in of_run if row["group"] == group and row["note"])
             lines += ["", *notes] if notes else []
     return "\n".join(lines) + "\n"
 

@@ -108,3 +108,17 @@ def test_a_peak_is_that_of_the_run():
 
 def _raise(error):
     raise error
+
+
+def test_what_another_machine_measured_stands_under_its_own_name(tmp_path):
+    figure = results.Figure("speed", "CPU", "time", (1.0,))
+    other = results.Figure("speed_again", "CPU", "time", (2.0,))
+    here = results.describe_machine() | {"device": "cpu", "cpu": "one"}
+    results.write(tmp_path, results.to_rows([figure], here, {}, "full"))
+    results.write(tmp_path, results.to_rows([other], here | {"cpu": "two"}, {}, "full"))
+    headings = [
+        line.split(",")[0]
+        for line in (tmp_path / results.MARKDOWN_FILE).read_text().splitlines()
+        if line.startswith("## ")
+    ]
+    assert headings == ["## two", "## one"]
