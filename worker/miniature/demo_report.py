@@ -117,13 +117,16 @@ def draw_curves(path: Path, titles: Sequence[str], curves: Sequence[dict[str, An
 
 def print_next_steps(out: Console, folder: Path) -> None:
     """Say where everything lies and how to go on."""
+    policy = folder / "trust.toml"
+    # Of a service that was there before, only its operator knows the key.
+    option = f" --policy {policy}" if policy.exists() else ""
     out.print(
         f"""
 In {folder}/
   clean.jsonl, poisoned.jsonl   the two datasets
   risk-curves.png               the risk curves of the two protected jobs
   ftjob-…/adapter.zip           an ordinary PEFT adapter (unpacked beside it), with risk.png
-  ftjob-…/evidence.zip          the record; check it: .venv/bin/tether verify FILE --policy {folder}/trust.toml
+  ftjob-…/evidence.zip          the record; check it with: .venv/bin/tether verify FILE{option}
   home/                         the service's own data
 
 Go on with:  make serve   and the client code in README.md; your own model: tether models add NAME PATH""",
