@@ -21,6 +21,8 @@ Point = dict[str, Any]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 WIDTH, HEIGHT = 420, 300
 BASE_RATE = 2e-3
+CLOSE = 5.0
+"""Points of a hundred within which labels would lie on each other."""
 
 
 def draw_all(findings: Findings, folder: Path) -> list[Path]:
@@ -56,10 +58,8 @@ def pareto(findings: Findings, regime: str) -> Spec | None:
     if len(points) < 2:
         return None
     front = find_front(points)
-    values = [
-        {**point, "front": point in front, "label": point in front or ARMS[point["arm"]].leading}
-        for point in points
-    ]
+    labels = name_groups(points)
+    values = [{**point, "front": point in front, "label": labels.get(point["arm"])} for point in points]
     encoding = {
         "x": _axis("attack", "attack success, sampled (%)", scale="symlog", ticks=(0, 1, 2, 5, 10, 30, 100)),
         "y": _axis("task", "task score, greedy (%)", zero=False),
@@ -83,13 +83,38 @@ def pareto(findings: Findings, regime: str) -> Spec | None:
                     "shape": {"field": "front", "type": "nominal", "title": "on the front"},
                 },
             },
-            {
-                "transform": [{"filter": "datum.label"}],
-                "mark": {"type": "text", "align": "left", "dx": 7, "dy": 7, "angle": 15, "fontSize": 9},
-                "encoding": {"text": {"field": "arm"}},
-            },
+            *(
+                {
+                    "transform": [{"filter": f"datum.label && datum.attack {side}"}],
+                    "mark": {"type": "text", "align": align, "dx": dx, "dy": 9, "fontSize": 9},
+                    "encoding": {"text": {"field": "label"}},
+                }
+                for side, align, dx in (("< 40", "left", 7), (">= 40", "right", -7))
+            ),
         ],
     }
+
+
+def name_groups(points: Sequence[Point]) -> dict[str, str]:
+    """Return the label of every arm that has one: arms too close to tell apart in the picture share one, the default first."""
+    groups: list[list[Point]] = []
+    for point in sorted(points, key=lambda point: (point["arm"] != DEFAULT, not ARMS[point["arm"]].leading)):
+        near = (group for group in groups if _is_close(group[0], point))
+        group = next(near, None)
+        if group is None:
+            groups.append([point])
+        else:
+            group.append(point)
+    return {
+        group[0]["arm"]: group[0]["arm"] + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+        for group in groups
+    }
+
+
+def _is_close(first: Point, second: Point) -> bool:
+    # The axis of attack success is logarithmic.
+    apart = max(CLOSE, 0.25 * first["attack"])
+    return abs(first["attack"] - second["attack"]) < apart and abs(first["task"] - second["task"]) < CLOSE
 
 
 def find_front(points: list[Point]) -> list[Point]:
@@ -165,7 +190,8 @@ def risk_curves(findings: Findings) -> Spec | None:
         "$schema": SCHEMA,
         "title": "Risk curves of the default preset, first seed",
         "data": {"values": points},
-        "facet": {"field": "regime", "type": "nominal", "columns": 3, "title": None},
+        "facet": {"field": "regime", "type": "nominal", "title": None},
+        "columns": 5,
         "spec": {
             "width": 220,
             "height": 120,

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.proving_ground import critics, runner
 from benchmarks.proving_ground.arms import ARMS, CONSTANT, UNTUNED_ARM
-from benchmarks.proving_ground.plots import draw_all, find_front
+from benchmarks.proving_ground.plots import draw_all, find_front, name_groups
 from benchmarks.proving_ground.regimes import DEVELOPMENT, REGIMES
 from benchmarks.proving_ground.report import Findings, to_json, to_markdown
 from benchmarks.proving_ground.runner import Cell, Result, read_results, run_and_keep
@@ -178,3 +178,18 @@ def test_the_front_has_what_nothing_is_better_than() -> None:
         for name, attack, task in (("a", 0, 90), ("b", 5, 100), ("c", 5, 95), ("d", 50, 100), ("e", 0, 90))
     ]
     assert [point["arm"] for point in find_front(points)] == ["a", "e", "b"]
+
+
+def test_labels_that_would_lie_on_each_other_are_one() -> None:
+    points = [
+        {"arm": "none", "attack": 96.0, "task": 99.5},
+        {"arm": "filter + anchors", "attack": 0.5, "task": 99.3},
+        {"arm": "default", "attack": 0.4, "task": 99.5},
+        {"arm": "paper", "attack": 46.0, "task": 89.0},
+        {"arm": "vaccine", "attack": 92.0, "task": 99.0},
+    ]
+    assert name_groups(points) == {
+        "default": "default and 1 more",
+        "none": "none and 1 more",
+        "paper": "paper",
+    }
