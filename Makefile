@@ -2,7 +2,8 @@
 # make test    the tests
 # make check   lint and types
 # make serve   the service in the foreground; HOME_DIR=folder and PORT=number to choose
-# make bench   how fast training is, against other trainers, and how fast the service is; QUICK=1 for four minutes
+# make bench   how fast training is, against other trainers, how fast the service is, and the ledger; QUICK=1 for four minutes
+# make verifier  dist/tether-verify.pyz, the offline verifier as one file that needs Python and cryptography alone
 # make prove   every attack against every method, over many seeds; QUICK=1 for three minutes, FULL=1 for everything
 # make conformance   openai clients of three generations, curl and generated requests against a server
 # make setup   .venv with everything in it; TORCH_INDEX=url chooses another build of torch
@@ -17,7 +18,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check serve bench prove conformance clean
+.PHONY: setup demo test check serve bench verifier prove conformance clean
 
 setup: .venv/complete
 
@@ -47,6 +48,10 @@ bench: setup
 	$(PIP) --editable ".[bench]"
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.service $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.ledger $(if $(QUICK),--quick)
+
+verifier: setup
+	$(BIN)/python -m app.build_verifier dist/tether-verify.pyz
 
 prove: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.proving_ground
@@ -55,4 +60,4 @@ conformance: setup
 	$(BIN)/python -m tests.conformance
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-output
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-output dist

@@ -61,7 +61,7 @@ Found = Known | NotAuthenticated
 def find_callers(database: Database, digests: Collection[str]) -> dict[str, Found]:
     """Return what became of the keys with these digests; those that are not known are left out.
 
-    Nothing is remembered from one call to the next, so that a revoked key ends with the request that revokes it.
+    Nothing is remembered from one call to the next; `KnownCallers` keeps them for a moment.
     """
     with read_only(database) as session:
         keys = find_keys(session, digests)

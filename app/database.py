@@ -86,7 +86,10 @@ def _begin_sqlite(connection: Any) -> None:
     options = connection.get_execution_options()
     if not options.get("read_only", False):
         level = "FULL" if options.get("synchronous", True) else "NORMAL"
-        connection.connection.driver_connection.execute(f"PRAGMA synchronous={level}")
+        # It stays with the connection; no transaction takes it back.
+        if connection.info.get("synchronous") != level:
+            connection.connection.driver_connection.execute(f"PRAGMA synchronous={level}")
+            connection.info["synchronous"] = level
     connection.exec_driver_sql("BEGIN" if options.get("read_only", False) else "BEGIN IMMEDIATE")
 
 

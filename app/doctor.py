@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from app import storage
 from app.base_models.repository import list_base_models
@@ -18,6 +19,8 @@ from app.database import Database, open_engine, read_only
 from app.errors import BrokerUnavailable, TetherError
 from app.health import WORKER_SILENCE_MS, mend_anchors, mend_critic
 from app.migration import current_revision, how_to_mend, newest_revision
+from app.notary.anchor import find_standing
+from app.notary.repository import get_refusal
 from app.notary.service import NOTARY
 from app.queue import QUEUES, build_publisher, check_broker
 from app.safety_sets.repository import get_newest_set
@@ -114,7 +117,12 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
                 if NOTARY in live
                 else "start one: tether serve, or tether notary; its log says why it ended"
             )
-            yield Finding("notary", "alive" if NOTARY in live else "none", todo)
+            refusal = get_refusal(session)
+            if refusal is not None:
+                yield Finding("notary", f"refuses since {refusal.since:%Y-%m-%d %H:%M} UTC", refusal.reason)
+            else:
+                yield Finding("notary", "alive" if NOTARY in live else "none", todo)
+            yield _anchor(session, settings)
             bases = list_base_models(session)
             if not bases:
                 yield Finding("base models", "none", "run: tether models add NAME PATH")
@@ -131,6 +139,21 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "database", kind, f"not reachable ({type(error).__name__}): start it, or mend TETHER_DATABASE_URL"
         )
+
+
+def _anchor(session: Session, settings: Settings) -> Finding:
+    standing = find_standing(session)
+    if not settings.anchor_url and not standing.is_known:
+        # No fault: receipts and checkpoints that others keep do the same. What it means is in docs/ledger.md.
+        return Finding("anchor", "none; keep receipts, or: tether log checkpoint")
+    found = f"{standing.sent_at:%Y-%m-%d %H:%M} UTC" if standing.sent_at else "nothing taken yet"
+    if not standing.is_late(settings):
+        return Finding("anchor", found)
+    return Finding(
+        "anchor",
+        f"{found}; behind by {standing.lag_s:.0f} s",
+        f"{standing.error or 'nobody sends; run: tether webhooks deliver'}; mend the receiver, or TETHER_ANCHOR_URL",
+    )
 
 
 def _complaint(check: Callable[[], None]) -> str | None:

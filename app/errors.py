@@ -104,6 +104,14 @@ class NotFound(TetherError):
     code = "not_found"
 
 
+class Gone(TetherError):
+    """It was there, and is kept no longer."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "gone"
+
+
 class Conflict(TetherError):
     """The thing exists and is in a state that does not allow this."""
 

@@ -97,6 +97,26 @@ def once(
     return reply
 
 
+class _NotDoneYet(Exception):
+    """Nobody has sent this request before."""
+
+
+def find_reply(database: Database, attempt: Attempt, body: BaseModel) -> dict[str, Any] | None:
+    """Return the reply that a request got before, if any, for work that is too long for one transaction.
+
+    `once` decides again in the transaction that finishes the work. Raises as it does.
+    """
+    try:
+        with unit_of_work(database) as session:
+            return once(session, attempt, body, _refuse_to_begin)
+    except _NotDoneYet:
+        return None
+
+
+def _refuse_to_begin() -> dict[str, Any]:
+    raise _NotDoneYet
+
+
 def _find(session: Session, attempt: Attempt, digest: str) -> Reply | None:
     same = select(Reply).where(Reply.api_key_id == attempt.api_key_id, Reply.route == attempt.route)
     if attempt.idempotency_key is not None:

@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import health, metrics
 from app.api_page import add_api_page
-from app.auth import find_callers
 from app.base_models import endpoints as base_models
 from app.body_limit import BodyLimit
 from app.conditional import ReplyCache
@@ -26,17 +25,21 @@ from app.critics import endpoints as critics
 from app.database import Database, open_engine
 from app.domain.safety_policy import load_policy
 from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, RateLimited, TetherError
+from app.evaluations import endpoints as evaluations
+from app.evidence import endpoints as evidence
 from app.files import endpoints as files
 from app.gathered import Gathered
 from app.jobs import endpoints as jobs
 from app.jobs.live import look, read_head, read_replies
 from app.jobs.waker import Waker
 from app.keys import endpoints as keys
+from app.known_callers import KnownCallers
 from app.logs import begin_fields
 from app.metrics import Metrics
 from app.notary import endpoints as notary
 from app.openapi import DescribedApi
 from app.permissions import endpoints as permissions
+from app.policies import endpoints as policies
 from app.projects import endpoints as projects
 from app.queue import build_publisher
 from app.rate_limits import build_rate_limiter
@@ -69,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.policy = load_policy(settings.policy_file)
     app.state.database = Database(open_engine(settings.database_url), build_publisher(settings))
-    app.state.callers = Gathered(partial(find_callers, app.state.database))
+    app.state.callers = KnownCallers(app.state.database)
     app.state.jobs = Gathered(partial(read_replies, app.state.database))
     app.state.waker = Waker(partial(look, app.state.database), partial(read_head, app.state.database))
     app.state.metrics = Metrics(app.state.database)
@@ -83,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
         files,
         base_models,
         critics,
+        evaluations,
         safety_sets,
         keys,
         projects,
@@ -90,8 +94,10 @@ def create_app(settings: Settings) -> FastAPI:
         webhooks,
         uploads,
         permissions,
+        policies,
         reports,
         notary,
+        evidence,
     ):
         app.include_router(part.router)
     app.include_router(unsupported)

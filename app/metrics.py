@@ -27,6 +27,8 @@ from app.models.base import now_ms, utc_now
 from app.models.job import Job, LedgerLeaf
 from app.models.webhook import DeliveryState, WebhookDelivery
 from app.models.work import Work, Worker
+from app.notary.anchor import find_standing
+from app.notary.repository import get_refusal, list_pending_events
 
 KEEP_S = 5.0
 """However often one scrapes, the database is asked so often at most."""
@@ -84,7 +86,12 @@ class InstallationCollector(Collector):
         with self._lock:
             if time.monotonic() - self._read_at > KEEP_S:
                 with read_only(self._database) as session:
-                    self._found = [*_work(session), *_running(session), *_around(session)]
+                    self._found = [
+                        *_work(session),
+                        *_running(session),
+                        *_around(session),
+                        *_record(session),
+                    ]
                 self._read_at = time.monotonic()
             return self._found
 
@@ -187,3 +194,27 @@ def _around(session: Session) -> Iterator[Metric]:
     for queue, count in session.execute(alive.group_by(Worker.queue)):
         workers.add_metric([queue], count)
     yield workers
+
+
+def _record(session: Session) -> Iterator[Metric]:
+    """Tell how the record stands: signed, and outside. Of an anchor that was never tried nothing is told."""
+    unsigned = GaugeMetricFamily("tether_log_pending_events", "Acts that are in no log yet.")
+    unsigned.add_metric([], len(list_pending_events(session)))
+    yield unsigned
+    refuses = GaugeMetricFamily("tether_notary_refuses", "Whether the notary signs nothing, and says why.")
+    refuses.add_metric([], float(get_refusal(session) is not None))
+    yield refuses
+    standing = find_standing(session)
+    if not standing.is_known:
+        return
+    lag = GaugeMetricFamily(
+        "tether_anchor_lag_seconds", "How long the oldest checkpoint that is not outside has been signed."
+    )
+    lag.add_metric([], standing.lag_s)
+    yield lag
+    if standing.sent_at is not None:
+        sent = GaugeMetricFamily(
+            "tether_anchor_success_timestamp_seconds", "When the receiver last took a checkpoint."
+        )
+        sent.add_metric([], standing.sent_at.timestamp())
+        yield sent

@@ -9,6 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 from app.errors import ConfigurationError
+from app.seat_belts import fasten, unfasten
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "migrations"
 
@@ -30,8 +31,12 @@ def migrate(engine: Engine) -> None:
         found = current_revision(connection)
         if is_newer(found):
             raise ConfigurationError(f"the database is at revision {found}; {how_to_mend(found)}")
+        if found == newest_revision():
+            return
         config.attributes["connection"] = connection
+        unfasten(connection)
         command.upgrade(config, "head")
+        fasten(connection)
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -43,6 +48,16 @@ def is_current(engine: Engine) -> bool:
     """Say whether the database has the schema that the code needs."""
     with engine.connect() as connection:
         return current_revision(connection) == newest_revision()
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise ConfigurationError where the database does not have the schema that the code needs."""
+    with engine.connect() as connection:
+        found = current_revision(connection)
+    if found != newest_revision():
+        raise ConfigurationError(
+            f"the database is at revision {found}, and this version needs {newest_revision()}; {how_to_mend(found)}"
+        )
 
 
 def newest_revision() -> str | None:

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.wire_objects import CREATES, MEDIA_TYPES, OBJECTS, OTHER_CODES, STREAMS, ErrorReply
+from app.wire_objects import CREATES, MEDIA_TYPES, OBJECTS, OTHER_CODES, STREAMS, UNCHANGED, ErrorReply
 
 REF = "#/components/schemas/{model}"
 
@@ -119,6 +119,10 @@ def _complete_operation(operation: dict[str, Any], declared: dict[Any, Any]) -> 
     refusal = {"application/json": {"schema": declared[ErrorReply, "serialization"]}}
     for code in OTHER_CODES.get(name, ()):
         replies[code] = {"description": "Not yet.", "content": content}
+    if name in UNCHANGED:
+        headers = {"ETag": {"description": "Names this reply as it is.", "schema": {"type": "string"}}}
+        replies["200"]["headers"] = headers
+        replies["304"] = {"description": "As If-None-Match names it; there is no body.", "headers": headers}
     replies["4XX"] = {"description": "The request cannot be done as it is.", "content": refusal}
     replies["5XX"] = {"description": "The service cannot do it now, or at all.", "content": refusal}
     operation["responses"] = replies

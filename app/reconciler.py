@@ -29,6 +29,7 @@ from app.uploads.service import clean_up as clean_up_uploads
 from app.work import repository
 from app.work import service as work_service
 from app.work.fair_queue import note_turns
+from app.work.unsigned import tell_unsigned
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def reconcile(database: Database, settings: Settings) -> None:
         _repair(database, settings, work_id, _announce)
     for step in (
         partial(note_turns, database, settings, "gpu"),
+        partial(tell_unsigned, database),
         partial(delete_expired, database),
         partial(remove_deleted_bytes, database, settings),
         partial(forget_texts, database),

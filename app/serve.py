@@ -1,5 +1,6 @@
 """Running the parts: the API alone, or everything that one machine needs."""
 
+import fcntl
 import logging
 import os
 import signal
@@ -8,12 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from app import storage
+from app.bounded_http import BoundedHttp
 from app.database import Database, open_engine, unit_of_work
 from app.domain.safety_policy import load_policy
 from app.errors import ConfigurationError
@@ -21,6 +26,8 @@ from app.jobs.waker import Waker
 from app.keys.service import ensure_admin_key
 from app.main import create_app
 from app.migration import migrate
+from app.notary.anchor import run_anchor
+from app.notary.repository import START, note_change
 from app.notary.service import run_notary
 from app.queue import QUEUES, build_publisher
 from app.reconciler import run_reconciler
@@ -30,6 +37,8 @@ from app.work.release import run_releases
 
 log = logging.getLogger(__name__)
 
+LOCK = "serve.lock"
+"""In the folder of local state: who serves from it."""
 STOP_TIMEOUT_S = 30.0
 RESTART_PAUSE_S = 1.0
 UNREAD_TIMEOUT_S = 60.0
@@ -44,6 +53,8 @@ def prepare(settings: Settings) -> str | None:
     try:
         migrate(engine)
         with unit_of_work(Database(engine, build_publisher(settings))) as session:
+            _, policy = load_policy(settings.policy_file)
+            note_change(session, "policy_file", "policy_file.changed", actor=START, sha256=policy)
             return ensure_admin_key(
                 session, settings.api_key.get_secret_value() if settings.api_key else None
             )
@@ -53,6 +64,33 @@ def prepare(settings: Settings) -> str | None:
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Run API, reconciler, webhooks and notary here and a worker per queue as children, until SIGTERM or Ctrl-C."""
+    make_home(settings)
+    with alone_in(settings.home):
+        _serve(settings, host, port)
+
+
+@contextmanager
+def alone_in(home: Path) -> Iterator[None]:
+    """Keep a second service away from a folder. Raises ConfigurationError in that one; a process that dies lets go.
+
+    Two of them would start two workers a queue, and nobody means a machine to train two jobs at once.
+    """
+    with (home / LOCK).open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            who = file.read().strip() or "unknown"
+            raise ConfigurationError(
+                f"another tether serve (process {who}) runs on the folder {home}; stop it, or choose another --home"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _serve(settings: Settings, host: str, port: int) -> None:
     # What can go wrong with the port and the policy goes wrong before a key is made that nobody would see.
     listening = listen(host, port)
     load_policy(settings.policy_file)
@@ -69,6 +107,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         threading.Thread(target=run_deliveries, args=(database, settings, stop), name="webhooks"),
         threading.Thread(target=run_releases, args=(database, stop), name="releases"),
         threading.Thread(target=run_notary, args=(database, settings, stop), name="notary"),
+        threading.Thread(target=run_anchor, args=(database, settings, stop), name="anchor"),
         threading.Thread(target=supervise_workers, args=(settings, stop), name="supervisor"),
     ]
     for thread in threads:
@@ -105,6 +144,7 @@ def _build_server(settings: Settings, host: str, port: int) -> Server:
         create_app(settings),
         host=host,
         port=port,
+        http=BoundedHttp,
         log_config=None,
         log_level="warning",
         server_header=False,

@@ -10,13 +10,15 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from app.domain.retention import FLOOR_DAYS
 from app.errors import ConfigurationError
+from app.webhooks.signing import read_secret
 
 PREFIX = "TETHER_"
 CLIENT_VARIABLES = frozenset({"TETHER_URL"})
 """Read by commands that speak to a running service, not by the service."""
 TEST_VARIABLES = "TETHER_TEST_"
-SECRETS = frozenset({"api_key", "judge_api_key", "mlflow_token"})
+SECRETS = frozenset({"api_key", "judge_api_key", "mlflow_token", "anchor_url", "anchor_secret"})
 """Fields that are shown to nobody, not even in an error about them."""
 
 TRAINER_DEFAULTS = {
@@ -30,6 +32,8 @@ TRAINER_DEFAULTS = {
 """Variables of other libraries that a child process gets unless they are set already."""
 
 MIB = 1024 * 1024
+MAX_DAYS = 36_525
+"""A century: the longest for which anything is kept by a setting."""
 
 
 class Settings(BaseModel):
@@ -65,7 +69,7 @@ class Settings(BaseModel):
         8 * MIB,
         description="Files up to this size are checked while they are uploaded, larger ones afterwards.",
     )
-    deletion_grace_s: Annotated[float, Field(ge=0)] = Field(
+    deletion_grace_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = Field(
         3600.0, description="The bytes of a deleted file go this long after the deletion."
     )
     lease_s: Annotated[float, Field(gt=0)] = Field(
@@ -106,6 +110,29 @@ class Settings(BaseModel):
     head_interval_s: Annotated[float, Field(ge=0)] = Field(
         60.0, description="Time between two entries of a running job in the installation's log."
     )
+    anchor_url: str = Field(
+        "",
+        description="URL to which the signed checkpoint of the installation's log is sent, at another place than the"
+        " installation's own. It is reached as webhooks are. Default: none, and it is sent nowhere.",
+    )
+    anchor_secret: SecretStr | None = Field(
+        None,
+        description="Secret that signs these messages as webhooks are signed, whsec_ and Base64. Default: they are not"
+        " signed; the checkpoint in them is, in any case.",
+    )
+    anchor_interval_s: Annotated[float, Field(ge=1)] = Field(
+        60.0, description="Least time between two such messages."
+    )
+    retention_steps_days: Annotated[int, Field(le=MAX_DAYS)] = Field(
+        730,
+        description="Days after the end of a job for which the records of its steps are kept at least; then `tether ledger"
+        " prune` may take them. No fewer than 183.",
+    )
+    retention_records_days: Annotated[int, Field(le=MAX_DAYS)] = Field(
+        3653,
+        description="The same for its other records, but for the first and the last, which stay. No fewer than those of the"
+        " steps.",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="Form of log lines: text for people, json for machines."
     )
@@ -124,6 +151,18 @@ class Settings(BaseModel):
     judge_concurrency: Annotated[int, Field(ge=1, le=256)] = Field(
         8, description="Verdicts that a job asks for at once."
     )
+    classifier_dir: Path | None = Field(
+        None,
+        description="Local Hugging Face directory of the text classifier that evaluations may be judged by; safetensors only."
+        " Default: none, and such evaluations are refused.",
+    )
+    classifier_harmful_labels: str = Field(
+        "",
+        description="The classifier's labels that mean harm, by their names in its config.json, with commas.",
+    )
+    classifier_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="Probability of these labels from which a reply counts as harmful."
+    )
     mlflow_tracking_uri: str = Field(
         "",
         description="Base URL of the MLflow server that jobs may be exported to, such as http://mlflow.internal:5000."
@@ -140,7 +179,7 @@ class Settings(BaseModel):
     webhook_timeout_s: Annotated[float, Field(gt=0, le=60)] = Field(
         10.0, description="Time that the receiver of a webhook has for its reply."
     )
-    webhook_log_days: Annotated[int, Field(ge=4)] = Field(
+    webhook_log_days: Annotated[int, Field(ge=4, le=365)] = Field(
         30, description="Days after which a delivery of a webhook leaves the log."
     )
 
@@ -178,6 +217,21 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _records_are_kept_long_enough(self) -> "Settings":
+        if self.retention_steps_days < FLOOR_DAYS:
+            raise ValueError(
+                f"TETHER_RETENTION_STEPS_DAYS ({self.retention_steps_days}) is below {FLOOR_DAYS}: the logs of an AI system"
+                " are kept for six months at least (Regulation (EU) 2024/1689, Articles 19(1) and 26(6)); set"
+                f" {FLOOR_DAYS} or more"
+            )
+        if self.retention_records_days < self.retention_steps_days:
+            raise ValueError(
+                f"TETHER_RETENTION_RECORDS_DAYS ({self.retention_records_days}) is below TETHER_RETENTION_STEPS_DAYS"
+                f" ({self.retention_steps_days}): a job's records outlive those of its steps; set as many or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judge_is_usable(self) -> "Settings":
         # What is wrong is said without the value: a URL may hold a password, and a key is one.
         if bool(self.judge_url) is not bool(self.judge_model):
@@ -196,6 +250,19 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _classifier_has_labels(self) -> "Settings":
+        if (self.classifier_dir is None) is not (not self.harmful_labels):
+            raise ValueError(
+                "TETHER_CLASSIFIER_DIR and TETHER_CLASSIFIER_HARMFUL_LABELS need each other; set both or none"
+            )
+        return self
+
+    @property
+    def harmful_labels(self) -> tuple[str, ...]:
+        """The labels of TETHER_CLASSIFIER_HARMFUL_LABELS."""
+        return tuple(filter(None, (each.strip() for each in self.classifier_harmful_labels.split(","))))
+
+    @model_validator(mode="after")
     def _private_hosts_are_hosts(self) -> "Settings":
         wrong = [each for each in self.private_hosts if not _is_host(each)]
         if wrong:
@@ -203,6 +270,23 @@ class Settings(BaseModel):
                 f"TETHER_WEBHOOK_PRIVATE_HOSTS: {wrong[0]!r} is not a host's name or address alone, such as hooks.internal"
                 " or ::1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _anchor_is_usable(self) -> "Settings":
+        # The URL may hold a token, and is not repeated. Where it leads is looked at whenever something is sent.
+        parts = urlsplit(self.anchor_url)
+        allowed = ("https", "http") if parts.hostname in self.private_hosts else ("https",)
+        if self.anchor_url and (parts.scheme not in allowed or not parts.hostname):
+            raise ValueError(
+                "TETHER_ANCHOR_URL is not of the form https://host/path; plain HTTP and private addresses are for hosts that"
+                " TETHER_WEBHOOK_PRIVATE_HOSTS names"
+            )
+        try:
+            if self.anchor_secret is not None:
+                read_secret(self.anchor_secret.get_secret_value())
+        except ValueError as error:
+            raise ValueError(f"TETHER_ANCHOR_SECRET {error}") from None
         return self
 
     @property

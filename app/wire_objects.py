@@ -69,6 +69,27 @@ class Deleted(Reply):
     deleted: bool
 
 
+class CommitmentKey(Reply):
+    """The key of the digests by which records name a file's rows, in hex."""
+
+    id: str
+    object: Literal["file.commitment_key"]
+    key: str
+
+
+class FileErasure(Reply):
+    """What is left of an erased file, and what else may hold its rows: files and models that nobody erased yet."""
+
+    id: str
+    object: Literal["file.erasure"]
+    erased: bool
+    erased_at: int
+    sha256: str
+    same_bytes: list[str]
+    derived_files: list[str]
+    models: list[str]
+
+
 class JobError(Reply):
     """Why a job failed."""
 
@@ -82,7 +103,9 @@ class JobSafety(Reply):
 
     method: str
     state: str
+    waits_for: str | None
     protected: bool
+    gate: dict[str, Any] | None
     critic: dict[str, Any] | None
     risk_mean: float | None
     beta_mean: float | None
@@ -95,6 +118,7 @@ class JobTraining(Reply):
     started_at: int | None
     steps_completed: int
     total_steps: int | None
+    steps_pruned_at: int | None
 
 
 class FineTuningJob(Reply):
@@ -153,6 +177,7 @@ class JobCheckpoint(Reply):
     fine_tuning_job_id: str
     step_number: int
     metrics: dict[str, Any]
+    safety: dict[str, Any]
 
 
 class StepRecord(Reply):
@@ -197,6 +222,26 @@ class Critic(Reply):
     high: float | None
     threshold: float | None
     quality: dict[str, float | None] | None
+
+
+class Evaluation(Reply):
+    """How a model behaves before and after. The result is null until it is there, and lists leave it out."""
+
+    id: str
+    object: Literal["evaluation"]
+    created_at: int
+    finished_at: int | None
+    status: str
+    error: dict[str, Any] | None
+    model: str
+    base_model: str
+    fine_tuning_job_id: str | None
+    suite: str
+    judge: list[dict[str, Any]]
+    decoding: dict[str, Any]
+    result_sha256: str | None
+    replies_file: str | None
+    result: dict[str, Any] | None = None
 
 
 class SafetySet(Reply):
@@ -309,8 +354,21 @@ class Project(Reply):
     object: Literal["project"]
     name: str
     created_at: int
+    policy: str | None
     limits: dict[str, Any]
     own_limits: dict[str, Any]
+
+
+class Policy(Reply):
+    """A version of a safety policy, as it was read; one that is asked for by its id has its text in `content`."""
+
+    id: str
+    object: Literal["policy"]
+    created_at: int
+    name: str
+    version: int
+    sha256: str
+    policy: dict[str, Any]
 
 
 class Report(Reply):
@@ -341,12 +399,19 @@ OBJECTS: dict[str, type[Reply]] = {
     "retrieve_file": File,
     "list_files": ListOf[File],
     "delete_file": Deleted,
+    "erase_file": FileErasure,
+    "retrieve_commitment_key": CommitmentKey,
     "create_job": FineTuningJob,
     "retrieve_job": FineTuningJob,
     "list_jobs": ListOf[FineTuningJob],
     "cancel_job": FineTuningJob,
     "pause_job": FineTuningJob,
     "resume_job": FineTuningJob,
+    "release_job": FineTuningJob,
+    "reject_job": FineTuningJob,
+    "create_policy": Policy,
+    "retrieve_policy": Policy,
+    "list_policies": ListOf[Policy],
     "list_events": ListOf[JobEvent],
     "list_checkpoints": ListOf[JobCheckpoint],
     "list_steps": ListOf[StepRecord],
@@ -356,6 +421,10 @@ OBJECTS: dict[str, type[Reply]] = {
     "create_critic": Critic,
     "retrieve_critic": Critic,
     "list_critics": ListOf[Critic],
+    "create_evaluation": Evaluation,
+    "retrieve_evaluation": Evaluation,
+    "cancel_evaluation": Evaluation,
+    "list_evaluations": ListOf[Evaluation],
     "create_set": SafetySet,
     "retrieve_set": SafetySet,
     "list_sets": ListOf[SafetySet],
@@ -404,7 +473,12 @@ MEDIA_TYPES: dict[str, tuple[str, ...]] = {
     "retrieve_report": ("text/html",),
     "read_metrics": ("text/plain",),
     "retrieve_checkpoint": ("text/plain",),
+    "retrieve_log_checkpoint": ("text/plain",),
+    "retrieve_entries": ("application/octet-stream",),
+    "retrieve_tile": ("application/octet-stream",),
     "retrieve_receipt": ("text/plain",),
+    "retrieve_attestation": ("application/vnd.dsse.envelope.v1+json",),
+    "retrieve_model_card": ("text/html",),
     "retrieve_risk": ("text/csv", "image/png", "image/svg+xml"),
 }
 """What an operation answers with that is not JSON."""
@@ -422,14 +496,19 @@ OTHER_CODES = {
 }
 """Further statuses under which an operation answers with its object."""
 
+UNCHANGED = frozenset({"retrieve_job", "retrieve_risk"})
+"""Operations whose replies carry an ETag, and which answer 304 to who names it in If-None-Match."""
+
 CREATES = {
     "create_file": "file_id",
     "create_job": "job_id",
     "create_critic": "critic_id",
+    "create_evaluation": "evaluation_id",
     "create_set": "set_id",
     "create_endpoint": "webhook_endpoint_id",
     "create_upload": "upload_id",
     "create_key": "key_id",
     "create_project": "project_id",
+    "create_policy": "policy_id",
 }
 """The path parameter that the `id` in a reply is good for."""

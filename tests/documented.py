@@ -16,13 +16,14 @@ def commands(name: str) -> str:
     return str(found)
 
 
-def run_block(name: str, **variables: str) -> None:
-    """Run a block with these variables set and no other setting, and demand that it succeeds."""
+def run_block(name: str, folder: Path | None = None, **variables: str) -> None:
+    """Run a block, in a folder if one is given, with these variables and no other setting; demand that it succeeds."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TETHER_")}
     done = subprocess.run(
         [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", commands(name)],
         env={**environment, "PATH": path, **variables},
+        cwd=folder,
         check=False,
         capture_output=True,
         text=True,

@@ -13,9 +13,16 @@ from unittest import mock
 from app.settings import TRAINER_DEFAULTS
 
 ROOT = Path(__file__).parents[1]
-KINDS = frozenset({"train", "report", "fit_critic"})
+KINDS = frozenset({"train", "report", "fit_critic", "evaluate"})
 """What needs torch."""
-IMPORTED = ["worker.trainer", "worker.reporter", "worker.critic_fitter", "worker.process", __name__]
+IMPORTED = [
+    "worker.trainer",
+    "worker.evaluator",
+    "worker.reporter",
+    "worker.critic_fitter",
+    "worker.process",
+    __name__,
+]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(IMPORTED)

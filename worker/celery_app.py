@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import warnings
+from functools import partial
 from typing import Any
 
 from celery.platforms import SecurityWarning
@@ -22,6 +23,7 @@ from app.queue import QUEUES, WAKE, build_celery, build_publisher
 from app.settings import Settings, load_settings
 from app.work.fair_queue import find_next
 from app.work.repository import record_worker, remove_worker
+from worker.abandoned import give_back
 from worker.orphan import die_with
 from worker.tasks import Processes
 
@@ -53,7 +55,7 @@ def run_worker(settings: Settings, queue: str) -> None:
         with read_only(database) as session:
             return find_next(session, settings, queue) is not None
 
-    processes = Processes(settings, queue, has_work)
+    processes = Processes(settings, queue, has_work, partial(give_back, database, settings))
     celery.task(name=WAKE)(processes.wake)
     liveness = threading.Thread(target=_tell_liveness, args=(database, queue, stop), name="liveness")
 

@@ -11,6 +11,7 @@ from app.domain.job import State
 from app.domain.safety_spec import DEFAULT_CATEGORY
 from app.models.base import utc_now
 from app.models.base_model import BaseModel, Critic
+from app.notary.repository import add_event
 from app.work import repository
 from worker.context import Context
 from worker.training.critics import probe
@@ -68,5 +69,7 @@ def fit_critic(context: Context) -> None:
                 created_at=utc_now(),
             )
         )
+        # Work from before actors were kept names none.
+        add_event(session, "critic.registered", actor=args.get("actor"), subject=work.id, sha256=digest)
         repository.move(session, work, State.FINALISING)
         repository.move(session, work, State.SUCCEEDED)

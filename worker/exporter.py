@@ -131,11 +131,12 @@ def _params(job: Job) -> dict[str, str]:
 def _tags(job: Job) -> dict[str, str]:
     """Return what says where adapter and evidence are and by which digests they are known."""
     path = f"/v1/fine_tuning/jobs/{job.id}"
+    is_released = job.work.state == State.SUCCEEDED
     values = {
         "status": job.work.state,
-        "fine_tuned_model": job.fine_tuned_model,
-        "adapter": f"{path}/adapter" if job.adapter_sha256 else None,
-        "adapter_sha256": job.adapter_sha256,
+        "fine_tuned_model": job.fine_tuned_model if is_released else None,
+        "adapter": f"{path}/adapter" if is_released and job.adapter_sha256 else None,
+        "adapter_sha256": job.adapter_sha256 if is_released else None,
         "evidence": f"{path}/evidence",
         "ledger_size": job.work.ledger_size,
         "ledger_head": job.work.ledger_head,

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.audit.repository import Owned, append_leaf, iterate_leaves, load_risk_table, save_risk_table
 from app.database import read_only, unit_of_work
 from app.domain.control_law import is_too_much
+from app.domain.gate import GATE, describe, start_floor, start_verdict
 from app.domain.job import Desired, State
 from app.domain.ledger import digest_of, kind_of, parse_leaf
 from app.domain.risk_table import FittedPoints, build_risk_table, parse_risk_row
@@ -27,7 +28,6 @@ from app.jobs.repository import Advance
 from app.models.base import utc_now
 from app.models.job import Checkpoint, Job, Step
 from app.models.webhook import EventType
-from app.storage import Stored
 from app.webhooks.events import announce
 from app.work import repository as work_repository
 from app.work import service as work_service
@@ -35,6 +35,8 @@ from worker.context import Context, Paused
 
 if TYPE_CHECKING:
     # What is written down is known without loading torch.
+    from worker.gate import Closing
+    from worker.publisher import StoredAdapter
     from worker.training.critics.judge import LiveScore
     from worker.training.loop import Drift
 
@@ -59,6 +61,7 @@ class Journal:
         self._steps_of_rows = 0
         self._tokens = 0
         self._risk_sum = 0.0
+        self._risk_max = 0.0
         self._beta_sum = 0.0
         self._first_step_at = 0.0
         self._steps_before = 0
@@ -296,9 +299,48 @@ class Journal:
                 raise Paused("asked to pause before its adapter is published")
             work_repository.move(session, work, State.FINALISING)
 
-    def append_published(self, session: Session, step: int, stored: Stored, files: dict[str, str]) -> None:
+    def record_gate_start(self, limits: Sequence[Mapping[str, Any]]) -> None:
+        """Record what the policy's gate found before the first step, and ask for the pause that it wants."""
+        verdict, floor = start_verdict(limits), start_floor(limits)
+        with unit_of_work(self._context.database) as session:
+            found = {"verdict": verdict, "floor": floor, "limits": list(limits)}
+            self._append(session, "gate.start", {**found, "policy_sha256": self._policy_sha256})
+            job = repository.load_job(session, self._context.lease.work_id)
+            job.gate_result = {"start": found}
+            broken = "; ".join(f"{describe(each)} ({each['action']})" for each in limits if each["broken"])
+            if verdict == "pause":
+                message = f"the gate of the operator's policy has the job wait for approval: {broken}"
+                work_service.ask_for_pause(session, job.work, by=GATE, reason=message)
+                self._context.pause_due = True
+            elif verdict != "pass":
+                message = f"The gate of the operator's policy, before the first step: {broken}"
+                repository.add_event(session, job, message, level="warn")
+
+    def append_gate(self, session: Session, closing: "Closing") -> None:
+        """Record what was evaluated and what the gate makes of it, in the transaction that ends the job."""
+        if closing.evaluation is not None:
+            self._append(session, "eval", closing.evaluation)
+        found = {"verdict": closing.verdict, "limits": closing.limits}
+        self._append(session, "gate", {**found, "policy_sha256": self._policy_sha256})
+        job = repository.load_job(session, self._context.lease.work_id)
+        job.gate_result = {**(job.gate_result or {}), **found, "evaluation_error": closing.evaluation_error}
+        if closing.verdict != "pass":
+            message = f"The gate of the operator's policy says {closing.verdict}: {closing.describe_broken()}"
+            repository.add_event(session, job, message, level="warn")
+
+    def append_published(
+        self, session: Session, step: int, adapter: "StoredAdapter", compute: dict[str, int]
+    ) -> None:
         """Record which adapter is released, in the transaction that releases it."""
-        body = {"step": step, "zip_sha256": stored.sha256, "bytes": stored.size_bytes, "files": files}
+        body = {
+            "step": step,
+            "zip_sha256": adapter.stored.sha256,
+            "bytes": adapter.stored.size_bytes,
+            "files": adapter.files,
+            "base": adapter.base,
+            "canary": adapter.canary.to_body(),
+            "compute": compute,
+        }
         self._append(session, "adapter.published", body)
 
     def _append(self, session: Session, kind: str, body: Mapping[str, Any]) -> Owned:
@@ -313,6 +355,7 @@ class Journal:
             # A step of alignment data alone says nothing of the user's.
             self._steps_of_rows += 1
             self._risk_sum += record["risk_mean"] or 0.0
+            self._risk_max = max(self._risk_max, record["risk_max"] or 0.0)
             self._beta_sum += record["beta_mean"]
 
     def _progress(self) -> Advance:
@@ -340,7 +383,14 @@ class Journal:
             **validation,
             **{f"full_{name}": value for name, value in validation.items()},
             **safety_metrics(record),
+            **self._run_metrics(),
         }
+
+    def _run_metrics(self) -> dict[str, Any]:
+        """Return what the steps up to now add up to: by these a checkpoint is chosen, not by its last step."""
+        now = self._progress()
+        highest = None if now.risk_mean is None else self._risk_max
+        return {"run_risk_mean": now.risk_mean, "run_risk_max": highest, "run_beta_mean": now.beta_mean}
 
 
 def from_older_version() -> JobFailure:

@@ -8,15 +8,18 @@ nothing else; no failure is ever a score.
 import asyncio
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from random import SystemRandom
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import httpx
 from pydantic import SecretStr
 
+from app.domain import preference
 from app.domain.rubric import SCHEMA, Vote, build_messages, parse_verdict
 from app.errors import CriticUnusable
 from app.settings import Settings
@@ -31,6 +34,21 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
 
 OK, BAD_REQUEST, TIMEOUT, UNPROCESSABLE, TOO_MANY = 200, 400, 408, 422, 429
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """What a judge is asked, and how its answer is read."""
+
+    build: Callable[[], list[dict[str, str]]]
+    """Returns the messages of one request, each time between other markers."""
+    name: str
+    schema: Mapping[str, Any]
+    """JSON schema of the answer, for servers that can hold a model to one."""
+    parse: Callable[[str], T]
+    """Returns the verdict that an answer is; raises ValueError where it is none."""
 
 
 class JudgeClient:
@@ -53,18 +71,24 @@ class JudgeClient:
         self._certificates = ssl.create_default_context()
 
     def ask(self, text: str) -> Vote:
-        """Return the model's vote on a text, as `rubric.render_pieces` makes it.
+        """Return the model's vote on a text, as `rubric.render_pieces` makes it. Raises JudgeFailed, within the time."""
+        return self._ask(Question(partial(build_messages, text), "verdict", SCHEMA, parse_verdict))
 
-        Raises JudgeFailed, within the time; only a name server that hangs can add its own time-out.
-        """
+    def prefer(self, request: Sequence[Mapping[str, Any]], first: str, second: str) -> preference.Winner:
+        """Return which of two replies to a request the model prefers. Raises JudgeFailed, within the time."""
+        build = partial(preference.build_comparison, request, first, second)
+        return self._ask(Question(build, "preference", preference.SCHEMA, preference.parse_preference))
+
+    def _ask(self, question: "Question[T]") -> T:
+        # Only a name server that hangs can add its own time-out.
         try:
-            return asyncio.run(self._ask_within_time(text))
+            return asyncio.run(self._ask_within_time(question))
         except TimeoutError:
             raise JudgeFailed(
                 f"the judge gave no verdict within {self._timeout_s:g} s", code="judge_timeout"
             ) from None
 
-    async def _ask_within_time(self, text: str) -> Vote:
+    async def _ask_within_time(self, question: "Question[T]") -> T:
         # One clock over everything: a server that sends a byte now and then must not win time with each of them.
         async with (
             asyncio.timeout(self._timeout_s) as limit,
@@ -82,7 +106,7 @@ class JudgeClient:
             unusable = 0
             while True:
                 try:
-                    return await self._attempt(client, text)
+                    return await self._attempt(client, question)
                 except _Failed as failed:
                     unusable += failed.is_unusable
                     pause = max(next(pauses), failed.retry_after_s or 0.0)
@@ -91,31 +115,33 @@ class JudgeClient:
                         raise JudgeFailed(failed.message, code=failed.code) from None
                 await asyncio.sleep(pause)
 
-    async def _attempt(self, client: httpx.AsyncClient, text: str) -> Vote:
+    async def _attempt(self, client: httpx.AsyncClient, question: "Question[T]") -> T:
         """Ask once; where the server refuses the schema, ask again without it."""
-        reply = await self._post(client, text, structured=self._structured)
+        reply = await self._post(client, question, structured=self._structured)
         if reply.status in (BAD_REQUEST, UNPROCESSABLE) and self._structured:
-            reply = await self._post(client, text, structured=False)
+            reply = await self._post(client, question, structured=False)
             # The server's way and not this text's fault: without the schema it took the same text.
             self._structured = reply.status != OK
         if reply.status != OK:
             raise _refused(reply)
         try:
-            return parse_verdict(_content(reply.body))
+            return question.parse(_content(reply.body))
         except ValueError as error:
             raise _Failed(
                 f"the judge's reply is no verdict: {error}", "judge_invalid", is_unusable=True
             ) from None
 
-    async def _post(self, client: httpx.AsyncClient, text: str, *, structured: bool) -> "_Reply":
+    async def _post(
+        self, client: httpx.AsyncClient, question: "Question[Any]", *, structured: bool
+    ) -> "_Reply":
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": build_messages(text),
+            "messages": question.build(),
             "temperature": 0,
             "max_tokens": MAX_REPLY_TOKENS,
         }
         if structured:
-            form = {"name": "verdict", "strict": True, "schema": SCHEMA}
+            form = {"name": question.name, "strict": True, "schema": question.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         try:
             async with client.stream("POST", self._url, json=body) as response:

@@ -41,6 +41,7 @@ def main() -> int:
     what.add_argument("work_id", nargs="?")
     what.add_argument("--queue", choices=QUEUES)
     parser.add_argument("--parent", type=int, help="die with this process")
+    parser.add_argument("--owner", default=_owner(), help="what the work is to name as who has it")
     arguments = parser.parse_args()
     if arguments.parent is not None:
         die_with(arguments.parent)
@@ -50,7 +51,7 @@ def main() -> int:
     make_home(settings)
     database = Database(open_engine(settings.database_url), build_publisher(settings))
     if arguments.queue is not None:
-        return run_next(database, settings, arguments.queue)
+        return run_next(database, settings, arguments.queue, arguments.owner)
     return run(database, settings, arguments.work_id)
 
 
@@ -61,9 +62,9 @@ def run(database: Database, settings: Settings, work_id: str) -> int:
     return 0 if work is None else _do(database, settings, work)
 
 
-def run_next(database: Database, settings: Settings, queue: str) -> int:
+def run_next(database: Database, settings: Settings, queue: str, owner: str) -> int:
     """Claim the work of a queue whose turn it is, and do it; return the exit code. A knock proves nothing."""
-    work = claim_next(database, settings, queue, owner=_owner(), lease_ms=int(settings.lease_s * 1000))
+    work = claim_next(database, settings, queue, owner=owner, lease_ms=int(settings.lease_s * 1000))
     return 0 if work is None else _do(database, settings, work)
 
 
@@ -137,6 +138,12 @@ def _run_report(context: Context) -> None:
     make_report(context)
 
 
+def _run_evaluate(context: Context) -> None:
+    from worker.evaluator import evaluate
+
+    evaluate(context)
+
+
 def _run_export(context: Context) -> None:
     from worker.exporter import export_job
 
@@ -149,6 +156,7 @@ KINDS: dict[WorkKind, Callable[[Context], None]] = {
     WorkKind.FIT_CRITIC: _run_fit_critic,
     WorkKind.VALIDATE_FILE: _run_validate_file,
     WorkKind.REPORT: _run_report,
+    WorkKind.EVALUATE: _run_evaluate,
     WorkKind.EXPORT: _run_export,
 }
 

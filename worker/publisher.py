@@ -1,7 +1,6 @@
 """From trained weights to what a client downloads: the adapter's zip and the table of metrics."""
 
 import csv
-import hashlib
 import io
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app import storage
 from app.database import read_only, unit_of_work
+from app.domain.canary import Canary
 from app.domain.job import Desired, State, model_name
 from app.files.service import RESULTS, add_file
 from app.jobs import repository
@@ -21,18 +21,24 @@ from app.models.base_model import BaseModel
 from app.models.job import Step
 from app.work import service as work_service
 from worker.context import Cancelled, Context
+from worker.gate import Closing, refused
 from worker.journal import Journal
-from worker.training.checkpoint import build_adapter_zip, export_adapter
+from worker.training.canary import check_reloaded, measure_canary, reload_canary
+from worker.training.checkpoint import build_adapter_zip, export_adapter, hash_files
 
 METRICS_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAdapter:
-    """An adapter's zip in storage, and the digest of each file in it."""
+    """An adapter's zip in storage, and what the record says of it."""
 
     stored: storage.Stored
     files: dict[str, str]
+    """The SHA-256 of each file in it."""
+    base: dict[str, str | None]
+    """Name, revision and digest of the base model."""
+    canary: Canary
 
 
 def store_adapter(
@@ -41,20 +47,46 @@ def store_adapter(
     """Export the adapter as it is now, pack it and put it into storage. The same weights give the same bytes."""
     with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="export-") as temporary:
         folder = Path(temporary) / "adapter"
-        export_adapter(model, tokenizer, folder, base_name=base.name, base_digest=base.digest, method=method)
+        canary = measure_canary(model, tokenizer)
+        export_adapter(
+            model,
+            tokenizer,
+            folder,
+            base_name=base.name,
+            base_digest=base.digest,
+            base_revision=base.revision,
+            method=method,
+            canary=canary,
+        )
         packed = Path(temporary) / "adapter.zip"
         build_adapter_zip(folder, packed)
-        files = {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        return StoredAdapter(storage.store_file(context.settings.storage, packed), files)
+        named = {"name": base.name, "revision": base.revision, "sha256": base.digest}
+        stored = storage.store_file(context.settings.storage, packed)
+        return StoredAdapter(stored, hash_files(folder), named, canary)
 
 
-def publish(context: Context, journal: Journal, adapter: StoredAdapter) -> None:
+def check_stored(context: Context, model: PeftModel, adapter: StoredAdapter) -> None:
+    """Load a stored adapter as whoever downloads it does, onto the same base, and compare it with what was trained.
+
+    `model` is good for nothing afterwards: its base has gone to the adapter that was loaded. Raises JobFailure where the two
+    differ, or the zip cannot be loaded.
+    """
+    data = storage.read_checked(context.settings.storage, adapter.stored.sha256)
+    with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="reload-") as temporary:
+        found = reload_canary(model, data, Path(temporary), adapter.canary)
+    check_reloaded(adapter.canary.tuned, found)
+
+
+def publish(
+    context: Context,
+    journal: Journal,
+    adapter: StoredAdapter,
+    compute: dict[str, int],
+    gate: Closing | None = None,
+) -> None:
     """Record the adapter, make the result files, and end the job as succeeded, all in one transaction.
 
+    What the policy's gate found comes first; where it refuses the job, that ends it as failed and nothing is published.
     Raises Cancelled where that was asked for before: whoever was told that the job will be cancelled can rely on it.
     """
     with read_only(context.database) as session:
@@ -65,14 +97,28 @@ def publish(context: Context, journal: Journal, adapter: StoredAdapter) -> None:
         work = context.lease.load(session)
         if work.desired == Desired.CANCEL:
             raise Cancelled("cancelled by the client before its adapter was published")
+        if gate is not None:
+            journal.append_gate(session, gate)
+            if gate.verdict == "fail":
+                error = refused(gate.limits)
+                found = {"code": error.code, "message": error.message, "param": error.param}
+                work_service.end(session, work, State.FAILED, found)
+                return
         job = repository.load_job(session, work.id)
-        journal.append_published(session, job.step, adapter.stored, adapter.files)
+        journal.append_published(session, job.step, adapter, compute)
         results = (
             ("metrics.csv", stored_metrics),
             ("adapter.zip", adapter.stored),
         )
         job.result_files = [
-            add_file(session, project_id=job.project_id, filename=name, purpose=RESULTS, stored=stored).id
+            add_file(
+                session,
+                project_id=job.project_id,
+                filename=name,
+                purpose=RESULTS,
+                stored=stored,
+                job_id=job.id,
+            ).id
             for name, stored in results
         ]
         job.adapter_sha256 = adapter.stored.sha256

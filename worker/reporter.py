@@ -45,6 +45,9 @@ _CRITIC: TypeAdapter[AnyCritic | None] = TypeAdapter(AnyFields | None)
 
 MAX_SHOWN_CHARS = 2000
 """Of the one row that shows how a file is read."""
+ROWS_WITH_TEXT = 30
+RISKY_CHARS = 300
+"""Of each of the riskiest rows."""
 BYTES_PER_TRAINED_PARAMETER = 16
 """The weight, its gradient and AdamW's two moments, each in float32."""
 ACTIVATIONS_PER_HIDDEN = 16
@@ -87,6 +90,7 @@ def make_report(context: Context) -> None:
         scores = {risk.row: risk.s for risk in risks}
         body["risk_failed"] = sum(risk.status == "failed" for risk in risks)
     body["by_visibility"] = describe_steering(spec, scores, n_alignment=args["alignment_rows"])
+    show_riskiest(body["by_visibility"], rows)
     body["training"] = describe_training(spec, inspection.rows)
     body["memory"] = estimate_memory(Path(base_row.path), base, spec, inspection.rows)
     context.check()
@@ -167,6 +171,24 @@ def describe_steering(
             "steps": plan.total_steps if plan else 0,
         }
     return found
+
+
+def show_riskiest(by_visibility: dict[str, dict[str, Any]], rows: list[Row]) -> None:
+    """Add the beginning of their text to the first of the riskiest rows, as each visibility lists them."""
+    for shown in by_visibility.values():
+        for each in (shown["risk"] or {"riskiest": ()})["riskiest"][:ROWS_WITH_TEXT]:
+            each["text"] = begin_text(rows[each["row"]])
+
+
+def begin_text(row: Row) -> str:
+    """Return the beginning of what is said in a chat row, a line for each of its messages."""
+    said = (
+        f"{message['role']}: {message['content']}"
+        for message in row["messages"]
+        if isinstance(message.get("content"), str)
+    )
+    text = "\n".join(said)
+    return text if len(text) <= RISKY_CHARS else text[:RISKY_CHARS] + "…"
 
 
 def describe_training(spec: TrainingSpec, rows: tuple[TokenizedRow, ...]) -> dict[str, Any]:

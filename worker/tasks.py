@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 from celery.signals import worker_shutting_down
 
+from app.models.base import new_id
 from app.settings import Settings
 from worker.context import Preempted
 
@@ -20,9 +22,17 @@ log = logging.getLogger(__name__)
 class Processes:
     """The process that this worker has started, if one is running."""
 
-    def __init__(self, settings: Settings, queue: str, has_work: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        queue: str,
+        has_work: Callable[[], bool],
+        give_back: Callable[[str, str], None],
+    ) -> None:
+        """`give_back` takes who a process was that died, as its work names it, and why it did."""
         self._queue = queue
         self._has_work = has_work
+        self._give_back = give_back
         self._environment = settings.child_environment()
         self._running: subprocess.Popen[bytes] | None = None
         self._draining = False
@@ -43,7 +53,9 @@ class Processes:
         with self._lock:
             if self._draining:
                 return Preempted.exit_code
-            process = start_process(self._queue, self._environment)
+            # Process ids come again, and are the same in two containers; this name does not.
+            owner = f"{socket.gethostname()}:{new_id('process-')}"
+            process = start_process(self._queue, self._environment, owner)
             self._running = process
         if self._draining:
             # The shutdown came while the process was being started and did not see it.
@@ -55,6 +67,8 @@ class Processes:
             log.info("the work was stopped after its checkpoint and goes on later")
         elif code != 0:
             log.warning("the process of the queue %s ended with code %d", self._queue, code)
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            self._give_back(owner, f"its process {how}")
         return code
 
     def drain_on_shutdown(self) -> None:
@@ -69,10 +83,7 @@ class Processes:
             process.send_signal(signal.SIGTERM)
 
 
-def start_process(queue: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_process(queue: str, environment: dict[str, str], owner: str) -> subprocess.Popen[bytes]:
     """Start `worker.process` in a process group of its own. It dies with the process that started it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "worker.process", "--queue", queue, "--parent", str(os.getpid())],
-        env=environment,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "worker.process", "--queue", queue, "--owner", owner]
+    return subprocess.Popen([*command, "--parent", str(os.getpid())], env=environment, start_new_session=True)

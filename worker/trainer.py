@@ -4,11 +4,12 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from sqlalchemy.orm import Session
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ from app.domain.control_law import compute_s, compute_treatment, fitted_ids
 from app.domain.conversion import conversation_of
 from app.domain.dataset import read_chat_rows, read_lines
 from app.domain.job import model_name
-from app.domain.safety_spec import AnySafety
+from app.domain.safety_spec import AnySafety, ConstrainedSFT
 from app.domain.training_spec import TrainingSpec
 from app.errors import CriticUnusable, JobFailure
 from app.jobs import repository
@@ -31,10 +32,12 @@ from app.models.safety_set import SafetySet
 from app.work import service as work_service
 from worker.context import Cancelled, Context, Paused, Preempted
 from worker.critic_loader import load_pinned_critic, scale_of
+from worker.gate import Opening, close_gate, open_gate
 from worker.journal import Journal, from_older_version
 from worker.judge_client import build_judge
-from worker.publisher import publish, store_adapter
+from worker.publisher import check_stored, publish, store_adapter
 from worker.training.checkpoint import CheckpointDamaged, LoadedCheckpoint, load_adapter_zip, load_checkpoint
+from worker.training.compute import count_compute
 from worker.training.critics.combined import find_judge, read_texts
 from worker.training.critics.judge import Conversation, LiveJudge
 from worker.training.critics.protocol import Critic as LoadedCritic
@@ -161,6 +164,10 @@ def _train(context: Context) -> None:
             return "pause"
         return "preempt" if context.preempted else None
 
+    opening = open_gate(context, journal, spec.safety.critic, assignment.fitted, run_data.risks)
+    if opening is not None and opening.floor > 0 and isinstance(spec.safety, ConstrainedSFT):
+        # Its targets have no more than the labels' probabilities; a KL under every row asks for the reference itself.
+        run_data = replace(run_data, cache=run_data.cache.without("user"))
     live = build_live(context, journal, assignment, tokenizer, texts, run_data)
     with closing(live) if live else nullcontext():
         result = fit(
@@ -170,6 +177,7 @@ def _train(context: Context) -> None:
             validation_rows=validation.rows if validation else (),
             resume=resume,
             live=live,
+            floor=opening.floor if opening else 0.0,
             checkpoint_folder=context.checkpoint_folder,
             on_step=journal.record_step,
             on_drift=journal.record_drift,
@@ -183,9 +191,32 @@ def _train(context: Context) -> None:
         raise Paused(f"paused after step {result.steps} of {result.total_steps}, checkpoint saved")
     if result.stopped == "preempt":
         raise Preempted(f"stopped after step {result.steps} of {result.total_steps}, checkpoint saved")
+    finalise(context, journal, assignment, model, tokenizer, run_data, opening, steps=result.steps)
+
+
+def finalise(
+    context: Context,
+    journal: Journal,
+    assignment: Assignment,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: RunData,
+    opening: Opening | None,
+    *,
+    steps: int,
+) -> None:
+    """Store the trained adapter, bring it before the policy's gate, check what was stored, and publish it."""
     journal.end_training()
+    spec = assignment.spec
     adapter = store_adapter(context, model, tokenizer, assignment.base, method=spec.safety.method)
-    publish(context, journal, adapter)
+    compute = count_compute(model, data, spec)
+    found = None
+    if opening is not None:
+        # Only an evaluation puts anything of the data before its prompts.
+        rows = read_rows(context, assignment.training_file.sha256) if opening.gate.evaluation else []
+        found = close_gate(context, opening, rows, model, tokenizer, step=steps)
+    check_stored(context, model, adapter)
+    publish(context, journal, adapter, compute, found)
 
 
 def load_assignment(context: Context) -> Assignment:
@@ -384,6 +415,12 @@ def measure(
 def risk_entries(assignment: Assignment, data: TokenizedData, found: Prepared) -> list[risk_table.RiskRow]:
     """Return what is committed of each row: its risk, what becomes of it, and what it is trained on instead."""
     key = assignment.training_file.commitment_key
+    if not key:
+        raise JobFailure(
+            f"the training file {assignment.training_file.id} was erased; train on another file",
+            code="invalid_training_file",
+            param="training_file",
+        )
     law = assignment.spec.safety.model_dump()
     entries = []
     for row, risk in zip(data.rows, found.risks, strict=True):
@@ -391,12 +428,12 @@ def risk_entries(assignment: Assignment, data: TokenizedData, found: Prepared) -
         entries.append(
             risk_table.RiskRow(
                 row.index,
-                _commit(key, row),
+                commit_row(key, row),
                 tuple(risk.log_odds.get(fitted.digest) for fitted in assignment.fitted),
                 risk.s,
                 risk.status,
                 compute_treatment(law, risk.s),
-                _commit(key, replay) if replay else None,
+                commit_row(key, replay) if replay else None,
                 risk.votes,
             )
         )
@@ -420,7 +457,7 @@ def describe_anchors(registered: SafetySet | None, data: RunData) -> dict[str, A
     if registered is None:
         return None
     trained, monitored = (
-        [{"row": row.index, "commitment": _commit(registered.commitment_key, row)} for row in rows]
+        [{"row": row.index, "commitment": commit_row(registered.commitment_key, row)} for row in rows]
         for rows in (data.anchors, data.monitored)
     )
     return {
@@ -469,7 +506,8 @@ def check_sets(
             )
 
 
-def _commit(key: bytes, row: TokenizedRow) -> str:
+def commit_row(key: bytes, row: TokenizedRow) -> str:
+    """Return the commitment of a row under the key of its dataset."""
     return risk_table.row_commitment(key, row.input_ids, row.loss_mask)
 
 

@@ -55,7 +55,8 @@ def append_leaf(
     duplicate and no stale writer. Raises LeaseLost where the epoch is no longer ours.
     """
     ours = {"work": work_id, "under": epoch}
-    head = session.execute(_LOCK_HEAD, ours).one_or_none()
+    connection = session.connection()
+    head = connection.execute(_LOCK_HEAD, ours).one_or_none()
     if head is None:
         raise LeaseLost(f"{work_id} is no longer owned under epoch {epoch}; nothing was recorded")
     leaf = build_leaf(
@@ -69,8 +70,8 @@ def append_leaf(
         ts_db=head.ts_db,
         ts_worker=ts_worker,
     )
-    session.execute(_ADD_LEAF, {"work_id": work_id, "seq": head.ledger_size, "leaf": leaf})
-    moved = session.connection().execute(
+    connection.execute(_ADD_LEAF, {"work_id": work_id, "seq": head.ledger_size, "leaf": leaf})
+    moved = connection.execute(
         _MOVE_HEAD,
         {**ours, "before": head.ledger_size, "size": head.ledger_size + 1, "head": chain_hash(leaf)},
     )
@@ -80,7 +81,7 @@ def append_leaf(
 
 
 def iterate_leaves(session: Session, work_id: str, *, start: int = 0) -> Iterator[bytes]:
-    """Yield the exact bytes of every leaf from `start` on, in order."""
+    """Yield the exact bytes of every leaf from `start` on, in order; of one that was pruned, the line of its hash."""
     yield from session.scalars(
         select(LedgerLeaf.leaf)
         .where(LedgerLeaf.work_id == work_id, LedgerLeaf.seq >= start)

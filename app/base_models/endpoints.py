@@ -32,5 +32,5 @@ def retrieve_model(caller: CallerDep, session: ReadSessionDep, model: str) -> di
 @router.delete("/{model:path}", dependencies=[needs(Scope.MODELS_WRITE)])
 def delete_model(caller: CallerDep, session: SessionDep, model: str) -> dict[str, Any]:
     """Delete a fine-tuned model or a checkpoint: its weights go, and the record of its job stays."""
-    weights.delete_tuned_model(session, caller.project_id, model)
+    weights.delete_tuned_model(session, caller.project_id, model, actor=caller.key_id)
     return {"id": model, "object": "model", "deleted": True}

@@ -26,5 +26,6 @@ def tuned_to_wire(model: TunedModel) -> dict[str, Any]:
         "object": "model",
         "created": int(model.created_at.timestamp()),
         "owned_by": model.job.project_id,
+        "job": model.job.id,
         "adapter": f"{path}/adapter" if model.adapter_sha256 else None,
     }

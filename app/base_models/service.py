@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.base_models import repository
-from app.domain.ledger import digest_of
+from app.domain.ledger import digest_of, identifier
 from app.errors import Conflict, InvalidBaseModel, InvalidRequest, StorageUnavailable
 from app.models.base import utc_now
 from app.models.base_model import BaseModel
+from app.notary.repository import COMMAND_LINE, add_event
 
 ALLOWED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
@@ -33,15 +35,31 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 
 
-def register_base_model(session: Session, name: str, folder: Path) -> BaseModel:
+def register_base_model(
+    session: Session,
+    name: str,
+    folder: Path,
+    *,
+    revision: str | None = None,
+    training_flops: float | None = None,
+    actor: str = COMMAND_LINE,
+) -> BaseModel:
     """Register a local model folder. Raises InvalidBaseModel saying which file is refused and why.
 
-    Registering the same bytes again under the same name is harmless; other bytes need another name, because
-    jobs and critics are bound to the digests.
+    Registering the same bytes again under the same name is harmless, and adds what was not said before; other bytes need
+    another name, because jobs and critics are bound to the digests.
     """
     if not NAME.fullmatch(name) or name.startswith("ft:"):
         raise InvalidBaseModel(
             f"the name {name!r} cannot be used; letters, digits, '.', '_', '-' and '/' can, 100 at most"
+        )
+    if revision is not None and identifier(revision) != revision:
+        raise InvalidBaseModel(
+            f"the revision {revision!r} cannot be recorded; give a commit, a tag or a number"
+        )
+    if training_flops is not None and not 0 < training_flops < math.inf:
+        raise InvalidBaseModel(
+            f"the original training took {training_flops:g} operations; give a number above 0"
         )
     folder = folder.absolute()
     config, files = inspect_folder(folder)
@@ -54,6 +72,8 @@ def register_base_model(session: Session, name: str, folder: Path) -> BaseModel:
                 " register this one under another name"
             )
         known.path = str(folder)
+        known.revision = revision or known.revision
+        known.training_flops = training_flops or known.training_flops
         return known
     text = config.get("text_config", config)
     try:
@@ -62,8 +82,18 @@ def register_base_model(session: Session, name: str, folder: Path) -> BaseModel:
         raise InvalidBaseModel(
             f"{folder / 'config.json'} does not give hidden_size and max_position_embeddings"
         ) from None
-    base = BaseModel(name=name, path=str(folder), digest=digest, files=files, created_at=utc_now(), **sizes)
+    base = BaseModel(
+        name=name,
+        path=str(folder),
+        digest=digest,
+        files=files,
+        revision=revision,
+        training_flops=training_flops,
+        created_at=utc_now(),
+        **sizes,
+    )
     session.add(base)
+    add_event(session, "base_model.registered", actor=actor, subject=name, sha256=digest)
     return base
 
 

@@ -14,6 +14,7 @@ from app.files.service import let_go
 from app.jobs.repository import add_event
 from app.models.base import utc_now
 from app.models.job import Checkpoint, Job
+from app.notary.repository import add_event as note_act
 from app.settings import Settings
 
 
@@ -49,6 +50,13 @@ def find_adapter(session: Session, project_id: str, job_id: str, checkpoint_id: 
             code="model_deleted",
         )
     state = found.job.work.state
+    if state == State.HELD:
+        raise Conflict(
+            f"{what} has no adapter to download: the gate of the operator's policy holds the job {job_id}. Its"
+            " `safety.gate` says why; a key with the scope 'jobs:release' releases it with POST"
+            f" /v1/fine_tuning/jobs/{job_id}/release, or rejects it",
+            code="job_held",
+        )
     if state != State.SUCCEEDED:
         raise Conflict(
             f"{what} has no adapter to download: the job's state is {state}; an adapter is released when the job has"
@@ -63,7 +71,7 @@ def find_adapter(session: Session, project_id: str, job_id: str, checkpoint_id: 
     return found.adapter_sha256
 
 
-def delete_tuned_model(session: Session, project_id: str, name: str) -> None:
+def delete_tuned_model(session: Session, project_id: str, name: str, *, actor: str) -> None:
     """Delete a model or checkpoint of the project; its weights go a while later. Raises NotFound, PermissionDenied."""
     if repository.get_base_model(session, name) is not None:
         raise PermissionDenied(
@@ -78,6 +86,13 @@ def delete_tuned_model(session: Session, project_id: str, name: str) -> None:
             param="model",
         )
     now = utc_now()
+    note_act(
+        session,
+        "model.deleted",
+        actor=actor,
+        subject=found.checkpoint.id if found.checkpoint else found.job.id,
+        sha256=found.adapter_sha256,
+    )
     if found.checkpoint is not None:
         found.checkpoint.model_deleted_at = now
     else:

@@ -4,7 +4,23 @@ import sys
 
 import typer
 
-from app.cli import critics, files, jobs, keys, log, models, parts, projects, safety_sets, verify
+from app.cli import (
+    critics,
+    evals,
+    files,
+    jobs,
+    keys,
+    ledger,
+    log,
+    models,
+    parts,
+    policies,
+    projects,
+    safety_sets,
+    usage,
+    verify,
+    webhooks,
+)
 from app.cli.output import clean, err
 from app.cli.risk import risk
 from app.errors import TetherError
@@ -14,25 +30,30 @@ for command in (
     parts.serve,
     parts.api,
     parts.reconciler,
-    parts.webhooks,
     parts.worker,
     log.notary,
     parts.migrate,
+    parts.grants,
     parts.doctor,
 ):
     cli.command()(command)
 cli.command()(risk)
 cli.command()(verify.verify)
+cli.command()(usage.usage)
 for name, group in (
     ("files", files.group),
     ("jobs", jobs.group),
     ("models", models.group),
     ("critics", critics.group),
+    ("evals", evals.group),
     ("anchors", safety_sets.anchors),
     ("alignment", safety_sets.alignment),
     ("keys", keys.group),
     ("log", log.group),
+    ("ledger", ledger.group),
+    ("policies", policies.group),
     ("projects", projects.group),
+    ("webhooks", webhooks.group),
 ):
     cli.add_typer(group, name=name)
 

@@ -1,5 +1,6 @@
 """A client of the public HTTP API. Whatever goes wrong becomes an error in words, with what to do about it."""
 
+import re
 import ssl
 import uuid
 from collections.abc import Iterator
@@ -18,10 +19,22 @@ UPLOAD_TIMEOUT = httpx.Timeout(600, connect=10)
 PAGE = 100
 ATTEMPTS = 3
 
-LISTS = {"files": "files", "fine_tuning": "jobs", "models": "models", "critics": "critics"}
+LISTS = {
+    "files": "files",
+    "fine_tuning": "jobs",
+    "models": "models",
+    "critics": "critics",
+    "evaluations": "evals",
+    "api_keys": "keys",
+    "policies": "policies",
+    "projects": "projects",
+    "webhook_endpoints": "webhooks",
+}
 """The noun whose `list` shows what there is, by the first part of a path."""
 NOUNS = {"file_not_found": "files", "model_not_found": "models"}
 """The same by an error's code, where the path is about something else."""
+GONE = ("model_deleted", "not_signed")
+"""Codes of what a list does not help to find."""
 
 
 class Unreachable(TetherError):
@@ -133,7 +146,7 @@ class Server:
         problems = describe_problems(error)
         if problems:
             # The wire's message has the first of them in the same line.
-            message = message.partition(": ")[0] + ":"
+            message = headline_of(message)
         if reply.status_code >= 500:
             message += f" (request {reply.headers.get('x-request-id', 'without an id')})"
         advice = _advice(reply.status_code, code, path)
@@ -143,6 +156,11 @@ class Server:
         return Unreachable(
             f"{self.url} answered {reply.status_code}, and not as a Tether server does; mend --url or TETHER_URL"
         )
+
+
+def headline_of(message: str) -> str:
+    """Return the message of a wrong data file without the first of its problems, where all that came follow it."""
+    return re.sub(r", the first \d+ are$", "", message.partition(": ")[0]) + ":"
 
 
 def describe_problems(found: dict[str, Any]) -> tuple[str, ...]:
@@ -168,11 +186,11 @@ def describe_problems(found: dict[str, Any]) -> tuple[str, ...]:
 
 def _advice(status: int, code: Any, path: tuple[str, ...]) -> str | None:
     if status == 401:
-        return "set TETHER_API_KEY to a key of this server; its operator makes one with: tether keys add"
+        return "set TETHER_API_KEY to a key of this server; its operator makes one, on its machine, with: tether keys add --home FOLDER"
     if status == 404 and code == "unknown_url":
         return "the server is of another version, or --url (TETHER_URL) leads elsewhere"
     noun = NOUNS.get(code) or LISTS.get(path[0])
-    if status == 404 and noun is not None:
+    if status == 404 and noun is not None and code not in GONE:
         return f"a key sees its own project only; what is there: tether {noun} list"
     return None
 
@@ -197,7 +215,7 @@ def connect(url: str, key: str | None) -> Iterator[Server]:
     if not key:
         raise ConfigurationError(
             "no API key: set TETHER_API_KEY to the one that `tether serve` showed at its first start, or to one made"
-            " with: tether keys add"
+            " on its machine with: tether keys add --home FOLDER"
         )
     if not (key.isascii() and key.isprintable()):
         # The key itself is shown nowhere.

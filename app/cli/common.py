@@ -76,6 +76,18 @@ def connect(url: str, key: str | None) -> AbstractContextManager["Server"]:
     return client.connect(url, key)
 
 
+def announce_place(url: str | None, home: Path | None) -> None:
+    """Say on standard error which installation a command with both --url and --home is about."""
+    from app.cli.output import clean, err
+
+    where = (
+        f"at the server {url}"
+        if url is not None
+        else f"in the local installation {load_settings(home=home).home}"
+    )
+    err.print(clean(where))
+
+
 def choose_server(context: typer.Context, url: str | None, home: Path | None) -> str | None:
     """Return the server that a command with both --url and --home asks; None where it looks into the installation.
 

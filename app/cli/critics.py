@@ -8,14 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from app.cli.common import Base, Home, Key, MaybeUrl, choose_server, connect, database_of, settings_of
-from app.cli.output import Json, err, get_in, out, print_fields, print_json, print_table, show, show_time
-from app.errors import TetherError
+from app.cli.output import (
+    Json,
+    err,
+    get_in,
+    make_flag,
+    out,
+    print_fields,
+    print_json,
+    print_list,
+    show,
+    show_time,
+)
+from app.errors import InvalidTrainingFile, TetherError
 
 if TYPE_CHECKING:
     from app.critics.importers import Label
     from app.critics.schemas import Pooling
 
 MAX_LISTED = 1000
+PROBLEMS_SHOWN = 3
+"""Of a file of requests: one that lacks labels lacks them in every line."""
+SHAPE = (
+    'each line is {"messages": […], "label": 0|1, "group": topic}; requests without labels: --data text+1:FILE where all'
+    " are harmful, text+0:FILE where none is"
+)
 
 group = typer.Typer(
     no_args_is_help=True,
@@ -52,7 +69,7 @@ def fit_critic(
         ),
     ] = None,
     cold_start: Annotated[
-        bool, typer.Option("--cold-start", help="Use the requests that come with Tether, too or alone.")
+        bool, make_flag("--cold-start", "Use the requests that come with Tether, too or alone.")
     ] = False,
     pooling: Annotated[
         str, typer.Option(help="Layers that the critic reads: mean, or the number of one, counted from 1.")
@@ -84,7 +101,10 @@ def fit_critic(
     if not re.fullmatch(CATEGORY_PATTERN, category):
         raise typer.BadParameter("--category is 1 to 64 of a-z, 0-9, _ and -")
     sources = [parse_source(text, format_name=format_name, label=known) for text in data or ()]
-    rows = gather_requests(sources, cold_start=cold_start)
+    try:
+        rows = gather_requests(sources, cold_start=cold_start)
+    except InvalidTrainingFile as error:
+        raise shorten_problems(error) from error
     (err if as_json else out).print(describe_rows(rows))
     settings = settings_of(home)
     with database_of(settings) as database:
@@ -113,6 +133,17 @@ def fit_critic(
             out.print(f"warning: {critic.report['warning']}")
 
 
+def shorten_problems(error: InvalidTrainingFile) -> InvalidTrainingFile:
+    """Return the error of a wrong file with how many problems there are, the first of them, and what was expected."""
+    headline, *problems = error.lines()
+    if not problems:
+        return error
+    count = headline.partition(", the first ")[0].removesuffix(":")
+    shown = tuple(each.strip() for each in problems[:PROBLEMS_SHOWN])
+    first = f", the first {len(shown)} are" if len(problems) > len(shown) else ""
+    return InvalidTrainingFile(f"{count}{first}", problems=(*shown, f"→ {SHAPE}"), param=error.param)
+
+
 @group.command("list")
 def list_critics(
     context: typer.Context,
@@ -134,7 +165,7 @@ def list_critics(
     if as_json:
         print_json(found)
         return
-    print_table(
+    print_list(
         (
             "id",
             "base model",
@@ -160,6 +191,7 @@ def list_critics(
             )
             for entry, recall in zip(entries, recalls, strict=True)
         ],
+        empty="no critics yet; fit one with: tether critics fit --base NAME --cold-start (or --data FILE)",
     )
 
 

@@ -1,5 +1,6 @@
 """tether files"""
 
+import re
 import time
 from enum import StrEnum
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,10 +13,12 @@ from app.cli.output import (
     Json,
     clean,
     err,
+    get_in,
+    make_flag,
     print_fields,
     print_json,
     print_line,
-    print_table,
+    print_list,
     show_size,
     show_time,
 )
@@ -25,10 +28,12 @@ if TYPE_CHECKING:
     from app.cli.client import Server
 
 POLL_S = 1.0
+MAX_ROWS = 1_000_000
+"""So many a server leaves out at once."""
 
 group = typer.Typer(no_args_is_help=True, help="Files of a server: training data and results.")
 FileId = Annotated[str, typer.Argument(metavar="ID", help="Id of the file, as `tether files list` shows it.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait until a large training file has been checked.")]
+Wait = Annotated[bool, make_flag("--wait", "Wait until a large training file has been checked.")]
 
 
 class Purpose(StrEnum):
@@ -97,7 +102,7 @@ def list_files(
     if as_json:
         print_json(found)
         return
-    print_table(
+    print_list(
         ("id", "name", "purpose", "size", "status", "uploaded at"),
         [
             (
@@ -110,6 +115,11 @@ def list_files(
             )
             for file in found["data"]
         ],
+        empty=(
+            f"no file has the purpose {purpose}; all files: tether files list"
+            if purpose
+            else "no files yet; send one with: tether files upload FILE"
+        ),
     )
 
 
@@ -144,6 +154,35 @@ def delete_file(file_id: FileId, url: Url = DEFAULT_URL, key: Key = None, as_jso
         print_json(answer)
     else:
         print_line(f"deleted {answer['id']}")
+
+
+@group.command("erase")
+def erase_file(
+    file_id: FileId,
+    yes: Annotated[bool, make_flag("--yes", "Do it. Without it, only what it means is said.")] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Erase a data file for good: its bytes, what was found of its rows, and the key of their digests on record."""
+    if not yes:
+        raise typer.BadParameter(
+            f"nobody can undo this: what the record says of the rows of {file_id} can never be compared with them again;"
+            " say --yes to do it"
+        )
+    with connect(url, key) as server:
+        answer = server.call("POST", "files", file_id, "erase")
+    if as_json:
+        print_json(answer)
+        return
+    print_line(f"erased {answer['id']}")
+    for name, what in (
+        ("same_bytes", "has the same bytes"),
+        ("derived_files", "was made of it"),
+        ("models", "learnt from it"),
+    ):
+        for other in answer[name]:
+            print_line(f"not erased: {other} {what}")
 
 
 @group.command("download")
@@ -213,6 +252,74 @@ def report_file(
     else:
         print_report(report)
     raise typer.Exit(0 if is_good(report) else 1)
+
+
+@group.command("exclude")
+def exclude_rows(
+    file_id: FileId,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Rows to leave out, counted from 0, such as 3,7,20-29.", show_default=False
+        ),
+    ] = None,
+    risk_above: Annotated[
+        float | None,
+        typer.Option(help="Leave out the rows whose s is above this, from 0 to 1.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --risk-above: base model whose critic says it.", show_default=False),
+    ] = None,
+    run_again: Annotated[
+        str | None,
+        typer.Option(metavar="JOB", help="Job to run again on what is left.", show_default=False),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Make a new file without some rows of a training file, and run a job again on it where one is named."""
+    if (rows is None) is (risk_above is None):
+        raise typer.BadParameter("give either --rows or --risk-above")
+    if (risk_above is None) is not (model is None):
+        raise typer.BadParameter("--risk-above and --model need each other")
+    given = {
+        "rows": read_rows(rows),
+        "risk_above": risk_above,
+        "model": model,
+        "run_again": run_again,
+    }
+    body = {name: value for name, value in given.items() if value is not None}
+    with connect(url, key) as server:
+        done = server.create("files", file_id, "exclude", body=body)
+    if as_json:
+        print_json(done)
+        return
+    file = done["file"]
+    count = get_in(file, "derived_from", "excluded")
+    print_line(f"made {file['id']} without {count} of the rows of {file_id} ({show_size(file['bytes'])})")
+    if done["job"] is not None:
+        job_id = done["job"]["id"]
+        print_line(f"created {job_id}, as {run_again} was; watch it with: tether jobs follow {job_id}")
+    else:
+        print_line(f"next: tether jobs create --model NAME --training-file {file['id']}")
+
+
+def read_rows(text: str | None) -> list[int] | None:
+    """Return the rows that a list such as 3,7,20-29 names, each once. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise typer.BadParameter(f"--rows: {part!r} is neither a row, as 3, nor some, as 20-29")
+        if len(found) + last - first >= MAX_ROWS:
+            raise typer.BadParameter(f"--rows: more than {MAX_ROWS} rows; leave them out of the file itself")
+        found.update(range(first, last + 1))
+    return sorted(found)
 
 
 def safe_name(name: str) -> str:

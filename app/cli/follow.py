@@ -12,10 +12,10 @@ from rich.text import Text
 
 from app.cli.client import Server, Unreachable
 from app.cli.jobs import JOBS
-from app.cli.output import clean, get_in, out, show_time, state_of
+from app.cli.output import can_draw, clean, get_in, out, show_time, state_of
 from app.cli.risk import CURVES, LABEL_WIDTH, column_of
 from app.cli.sparkline import sparkline
-from app.cli.watch import PATIENCE_S, POLL_S
+from app.cli.watch import PATIENCE_S, POLL_S, waits_for_person
 from app.errors import TetherError
 
 EVENTS_SHOWN = 6
@@ -59,7 +59,7 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def follow_messages(server: Server, job_id: str) -> Iterator[Message]:
-    """Yield what happens to a job until it has ended, through breaks of the connection."""
+    """Yield what happens to a job until it has ended, paused itself or is held, through breaks of the connection."""
     seen = ""
     alive_at: float | None = None
     while True:
@@ -76,6 +76,8 @@ def follow_messages(server: Server, job_id: str) -> Iterator[Message]:
                         raise TetherError(str(message.data.get("message")))
                     if reason is None:
                         yield message
+                    if message.name == "job" and waits_for_person(message.data):
+                        return
         except Unreachable:
             # A server that is away from the start is told at once.
             if alive_at is None or time.monotonic() - alive_at > PATIENCE_S:
@@ -84,8 +86,8 @@ def follow_messages(server: Server, job_id: str) -> Iterator[Message]:
 
 
 def follow(server: Server, job_id: str, *, as_json: bool) -> dict[str, Any]:
-    """Show a job until it has ended, and return it: a JSON object a line, a picture that moves, or a line an event."""
-    if as_json or not out.is_terminal:
+    """Show a job until it has ended or waits for a person, and return it: JSON objects, a picture that moves, or a line an event."""
+    if as_json or not can_draw(out):
         for message in follow_messages(server, job_id):
             if as_json:
                 out.print(json.dumps(message._asdict()).replace("\x7f", "\\u007f"))

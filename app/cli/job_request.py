@@ -28,7 +28,10 @@ Safety = Annotated[
 Training = Annotated[
     str | None, typer.Option(metavar="JSON|@FILE", help="Further training options.", show_default=False)
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the data. Default: auto.", show_default=False)]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", "--n-epochs", help="Passes over the data. Default: auto.", show_default=False),
+]
 BatchSize = Annotated[int | None, typer.Option(help="Rows per step. Default: auto.", show_default=False)]
 Multiplier = Annotated[
     float | None, typer.Option(help="Factor on the learning rate. Default: auto.", show_default=False)

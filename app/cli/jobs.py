@@ -29,11 +29,12 @@ from app.cli.output import (
     clean,
     err,
     get_in,
+    make_flag,
     out,
     print_fields,
     print_json,
     print_line,
-    print_table,
+    print_list,
     show_cell,
     show_time,
     state_of,
@@ -71,14 +72,14 @@ def create_job(
     metadata: Metadata = None,
     integration: Integrations = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until it has ended; exit codes as `tether jobs wait`.")
+        bool, make_flag("--wait", "Wait until it has ended; exit codes as `tether jobs wait`.")
     ] = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Create a job."""
-    from app.cli.watch import exit_code, wait_for
+    from app.cli.watch import exit_code, is_deleted, wait_for
 
     body = {
         "model": model,
@@ -96,12 +97,13 @@ def create_job(
         job = server.create(*JOBS, body=send_files(server, without_none(body)))
         if wait:
             job = wait_for(server, job["id"], None)
+            deleted = is_deleted(server, job)
     if as_json:
         print_json(job)
     elif not wait:
         print_line(f"created {job['id']}, {job['status']}; watch it with: tether jobs follow {job['id']}")
     else:
-        print_end(job)
+        print_end(job, deleted=deleted)
     if wait:
         raise typer.Exit(exit_code(job))
 
@@ -178,7 +180,7 @@ def list_jobs(
     if as_json:
         print_json(found)
         return
-    print_table(
+    print_list(
         ("id", "state", "model", "method", "steps", "risk", "by", "beta", "created at"),
         [
             (
@@ -194,6 +196,11 @@ def list_jobs(
             )
             for job in found["data"]
         ],
+        empty=(
+            f"no job has the label {' and '.join(metadata)}; all jobs: tether jobs list"
+            if metadata
+            else "no jobs yet; make one with: tether jobs create --model NAME --training-file FILE"
+        ),
     )
 
 
@@ -212,6 +219,10 @@ def show_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Js
             "id": job["id"],
             "state": state_of(job),
             "paused because": get_in(job, "safety", "pause_reason"),
+            "waits for": get_in(job, "safety", "waits_for"),
+            "gate": describe_gate(get_in(job, "safety", "gate")),
+            "decisions": describe_decisions(get_in(job, "safety", "gate")),
+            "not evaluated": get_in(job, "safety", "gate", "evaluation_error"),
             "error": get_in(job, "error", "message"),
             "steps": show_steps(job),
             "model": job["model"],
@@ -239,6 +250,28 @@ def name_method(job: dict[str, Any]) -> str:
     return method if get_in(job, "safety", "protected") else f"{method} (UNPROTECTED)"
 
 
+def describe_gate(gate: dict[str, Any] | None) -> str | None:
+    """Return what a job's gate came to, and each broken limit with what was found; None where it was not judged yet."""
+    judged = gate if gate is not None and gate["verdict"] is not None else get_in(gate, "start")
+    if judged is None:
+        return None
+    broken = [
+        f"{each['limit']}: {'nothing was found' if each['found'] is None else show_cell(each['found'])}, the bound is"
+        f" {show_cell(each['bound'])}"
+        for each in judged["limits"]
+        if each["broken"]
+    ]
+    return "; ".join((str(judged["verdict"]), *broken))
+
+
+def describe_decisions(gate: dict[str, Any] | None) -> str | None:
+    """Return who has released or rejected a held job, and why; None where nobody has."""
+    said = [
+        f"{each['decision']} by {each['by']} ({each['reason']})" for each in get_in(gate, "decisions") or ()
+    ]
+    return "; ".join(said) or None
+
+
 def show_steps(job: dict[str, Any]) -> str | None:
     """Return how far a job is."""
     done, total = get_in(job, "training", "steps_completed"), get_in(job, "training", "total_steps")
@@ -263,21 +296,22 @@ def name_critic(critic: dict[str, Any] | None) -> str | None:
 
 @group.command("follow")
 def follow_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
-    """Follow a job live until it has ended: events, steps, risk. Exit codes as `tether jobs wait`.
+    """Follow a job live until it has ended, paused itself or is held: events, steps, risk. Exit codes as `tether jobs wait`.
 
     --json prints an object a line as things happen: {"name": "job", "event" or "step", "id": …, "data": …}.
     """
     from app.cli.follow import follow
-    from app.cli.watch import exit_code
+    from app.cli.watch import exit_code, is_deleted
 
     try:
         with connect(url, key) as server:
             job = follow(server, job_id, as_json=as_json)
+            deleted = is_deleted(server, job)
     except KeyboardInterrupt:
         err.print(f"the job goes on; follow it again with: tether jobs follow {clean(job_id)}")
         raise typer.Exit(130) from None
     if not as_json:
-        print_end(job)
+        print_end(job, deleted=deleted)
     raise typer.Exit(exit_code(job))
 
 
@@ -291,31 +325,43 @@ def wait_for_job(
 ) -> None:
     """Wait until a job has ended. Exit code: 0 succeeded, 3 failed, 4 cancelled, 5 not ended within --timeout.
 
-    6: the job has paused itself, and says why. One that somebody paused is waited for.
+    6: the job has paused itself, and says why. One that somebody paused is waited for. 7: it is held by its policy's gate.
     1 is an error of this command, such as a job that is not there.
     """
-    from app.cli.watch import exit_code, wait_for
+    from app.cli.watch import exit_code, is_deleted, wait_for
 
     with connect(url, key) as server:
         job = wait_for(server, job_id, timeout)
+        deleted = is_deleted(server, job)
     if as_json:
         print_json(job)
     else:
-        print_end(job)
+        print_end(job, deleted=deleted)
     raise typer.Exit(exit_code(job))
 
 
-def print_end(job: dict[str, Any]) -> None:
-    """Say how a job ended, or that it has not."""
-    from app.cli.watch import is_held
+def print_end(job: dict[str, Any], *, deleted: bool) -> None:
+    """Say how a job ended, or that it has not; `deleted` where its model is gone again."""
+    from app.cli.watch import has_paused, is_held
 
     line = f"{job['id']}: {job['status']}"
-    if job["status"] == "succeeded":
+    if job["status"] == "succeeded" and deleted:
+        print_line(
+            f"{line}, {job['fine_tuned_model']}, which was deleted; its record stays: tether jobs evidence {job['id']}"
+        )
+    elif job["status"] == "succeeded":
         print_line(f"{line}, {job['fine_tuned_model']}; next: tether jobs adapter {job['id']}")
     elif job["status"] in ("failed", "cancelled"):
         reason = get_in(job, "error", "message")
         print_line(f"{line}: {reason}" if reason else line)
     elif is_held(job):
+        broken = [each for each in get_in(job, "safety", "gate", "limits") or () if each["broken"]]
+        names = ", ".join(str(each["limit"]) for each in broken)
+        print_line(
+            f"{job['id']}: held by the policy's gate ({names}); next: tether jobs release {job['id']} --reason …, or tether"
+            f" jobs reject {job['id']} --reason …"
+        )
+    elif has_paused(job):
         reason = get_in(job, "safety", "pause_reason")
         print_line(
             f"{line} by itself: {reason}. When that is dealt with: tether jobs resume {job['id']}; or give it up:"
@@ -353,6 +399,39 @@ def resume_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: 
     command_job(job_id, "resume", url, key, as_json=as_json)
 
 
+Reason = Annotated[str, typer.Option(help="Why. It is kept, and the signed log has its digest.")]
+
+
+def decide_job(job_id: str, command: str, reason: str, url: str, key: str | None, *, as_json: bool) -> None:
+    """Release or reject a held job and show what it is now."""
+    with connect(url, key) as server:
+        job = server.call("POST", *JOBS, job_id, command, json={"reason": reason})
+    if as_json:
+        print_json(job)
+    elif state_of(job) == "held":
+        print_line(
+            f"{job['id']}: approved; the policy asks for another person's approval, by the same command"
+        )
+    else:
+        print_line(f"{job['id']}: {job['status']}")
+
+
+@group.command("release")
+def release_job(
+    job_id: JobId, reason: Reason, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """Release a held job, or approve it where the policy asks for two people. Needs the scope jobs:release."""
+    decide_job(job_id, "release", reason, url, key, as_json=as_json)
+
+
+@group.command("reject")
+def reject_job(
+    job_id: JobId, reason: Reason, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """Reject a held job: it has failed, and its weights go. Needs the scope jobs:release."""
+    decide_job(job_id, "reject", reason, url, key, as_json=as_json)
+
+
 @group.command("events")
 def list_events(
     job_id: JobId, limit: Limit = 50, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
@@ -379,7 +458,7 @@ def list_checkpoints(
     if as_json:
         print_json(found)
         return
-    print_table(
+    print_list(
         ("id", "step", "model", "training loss", "validation loss", "made at"),
         [
             (
@@ -392,6 +471,7 @@ def list_checkpoints(
             )
             for each in found["data"]
         ],
+        empty=f"{job_id} has no checkpoints yet; how far it is: tether jobs show {job_id}",
     )
 
 
@@ -411,9 +491,10 @@ def list_steps(
         print_json(found)
         return
     columns = ("step", "risk_mean", "risk_max", "beta_mean", "beta_max", "nll", "kl", "loss", "lr")
-    print_table(
+    print_list(
         columns,
         [[show_cell(record.get(column)) for column in columns] for record in found["data"]],
+        empty=f"{job_id} has no steps {f'after {after}' if after else 'yet'}; how far it is: tether jobs show {job_id}",
     )
     if found["has_more"]:
         print_line(f"there are more; --after {found['data'][-1]['step']} has the next ones")
@@ -445,13 +526,45 @@ def download_adapter(
     )
 
 
+@group.command("card")
+def download_card(
+    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """Download the model card: one page with the curves, gate, evaluations and auditors' questions."""
+    path = (*JOBS, job_id, "model_card")
+    download_as(path, target or Path(safe_name(f"{job_id}-model-card.html")), url, key, as_json=as_json)
+
+
+@group.command("attestation")
+def download_attestation(
+    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """Download the notary's signed statement about the adapter: in-toto in a DSSE envelope."""
+    path = (*JOBS, job_id, "attestation")
+    download_as(path, target or Path(safe_name(f"{job_id}.intoto.json")), url, key, as_json=as_json)
+
+
+@group.command("receipt")
+def download_receipt(
+    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """Download the proof that the job's newest head is under a signed checkpoint; keep it outside of the service."""
+    path = (*JOBS, job_id, "receipt")
+    download_as(path, target or Path(safe_name(f"{job_id}.tlog-proof")), url, key, as_json=as_json)
+
+
 @group.command("evidence")
 def download_evidence(
     job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
 ) -> None:
     """Download the evidence bundle, for `tether verify`."""
     path = (*JOBS, job_id, "evidence")
-    download_as(path, target or Path(safe_name(f"{job_id}-evidence.zip")), url, key, as_json=as_json)
+    target = target or Path(safe_name(f"{job_id}-evidence.zip"))
+    download_as(path, target, url, key, as_json=as_json)
+    if not as_json:
+        print_line(
+            f"next: tether verify {target} --policy FILE, which the operator makes with: tether log trust"
+        )
 
 
 def download_as(path: tuple[str, ...], target: Path, url: str, key: str | None, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.canary import ask_canary
 from app.cli.common import (
     DEFAULT_URL,
     Home,
@@ -16,7 +17,8 @@ from app.cli.common import (
     database_of,
     settings_of,
 )
-from app.cli.output import Json, out, print_fields, print_json, print_line, print_table, show_time
+from app.cli.files import report_download, safe_name
+from app.cli.output import Json, out, print_fields, print_json, print_line, print_list, show_time
 from app.errors import NotFound
 
 if TYPE_CHECKING:
@@ -29,12 +31,30 @@ group = typer.Typer(
     help="Base models of the local installation; with --url, a server's base and fine-tuned models.",
 )
 Name = Annotated[str, typer.Argument(help="Name of the model, as `tether models list` shows it.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Where to. Default: named after the job, here.", show_default=False),
+]
+NO_MODELS = "no models yet; its operator registers one with: tether models add NAME FOLDER"
 
 
 @group.command("add")
 def add_model(
     name: Annotated[str, typer.Argument(help="Name that jobs use.")],
     path: Annotated[Path, typer.Argument(help="Local Hugging Face model folder (safetensors only).")],
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Which revision of its repository the folder is: a commit or tag.", show_default=False
+        ),
+    ] = None,
+    training_flops: Annotated[
+        float | None,
+        typer.Option(
+            help="Floating-point operations that its training took, as its maker published them, such as 1.5e24.",
+            show_default=False,
+        ),
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +69,7 @@ def add_model(
         with GENERIC_ANCHORS.open("rb") as file:
             generic = store_rows(settings, "anchors", file)
         with unit_of_work(database) as session:
-            base = register_base_model(session, name, path)
+            base = register_base_model(session, name, path, revision=revision, training_flops=training_flops)
             session.flush()
             added = add_missing_set(session, base, "anchors", generic)
             critic = get_newest_critic(session, base)
@@ -84,9 +104,10 @@ def list_models(
     if as_json:
         print_json(found)
         return
-    print_table(
+    print_list(
         ("name", "owned by", "made at"),
         [(model["id"], model["owned_by"], show_time(model["created"])) for model in found["data"]],
+        empty=NO_MODELS,
     )
 
 
@@ -100,7 +121,7 @@ def list_local(home: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json({"object": "list", "data": found})
         return
-    print_table(
+    print_list(
         ("name", "digest", "critic", "anchors", "path"),
         [
             (
@@ -112,6 +133,7 @@ def list_local(home: Path | None, *, as_json: bool) -> None:
             )
             for base in found
         ],
+        empty=NO_MODELS,
     )
 
 
@@ -126,6 +148,8 @@ def describe_base(session: "Session", base: "BaseModel") -> dict[str, Any]:
     return {
         **base_to_wire(base),
         "sha256": base.digest,
+        "revision": base.revision,
+        "training_flops": base.training_flops,
         "critic": critic.id if critic else None,
         "anchors": anchors.rows if anchors else None,
         "path": base.path,
@@ -178,3 +202,22 @@ def delete_model(name: Name, url: Url = DEFAULT_URL, key: Key = None, as_json: J
         print_json(answer)
     else:
         print_line(f"deleted {answer['id']}")
+
+
+group.command("canary")(ask_canary)
+
+
+@group.command("card")
+def download_card(
+    name: Name, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
+) -> None:
+    """Download the model card of a fine-tuned model: one page with its curves, gate, evaluations and auditors' questions."""
+    from app.cli.transfer import download
+
+    with connect(url, key) as server:
+        model = server.get("models", name)
+        if "job" not in model:
+            raise NotFound(f"{name!r} is a base model; a model card is of a fine-tuned one")
+        place = target or Path(safe_name(f"{model['job']}-model-card.html"))
+        sha256 = download(server, ("fine_tuning", "jobs", model["job"], "model_card"), place)
+    report_download(place, sha256, as_json=as_json)

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.domain.terminal_text import escape_controls
+
 WIDTH_OF_A_FILE = 240
 
 # Without markup and emoji: in «pip install 'tether[worker]'» the brackets are text, and so is :cat: in a name.
@@ -24,17 +26,23 @@ out = Console(
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 """For errors and progress, so that what a command prints can be read by a program."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+def make_flag(name: str, help_text: str) -> Any:
+    """Return the option of something that is said or not; in help it stands without a type."""
+    return typer.Option(name, help=help_text, metavar="")
+
+
+Json = Annotated[bool, make_flag("--json", "Print JSON, for programs.")]
+
+
+def can_draw(console: Console) -> bool:
+    """Say whether what is printed here can move: a pipe and a dumb terminal get lines, without control characters."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def clean(value: object) -> str:
     """Return a value as text whose control and format characters are written out: a newline as \\n, ESC as \\x1b."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
-    )
+    return escape_controls(str(value))
 
 
 def print_json(value: object) -> None:
@@ -55,6 +63,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for row in rows:
         table.add_row(*("" if cell is None else clean(cell) for cell in row))
     out.print(table)
+
+
+def print_list(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """Print rows as a table; where there is none, a line that says so and what to do."""
+    if rows:
+        print_table(columns, rows)
+    else:
+        print_line(empty)
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

@@ -1,5 +1,6 @@
 """Commands that run, prepare and examine the parts of an installation."""
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -54,15 +55,6 @@ def reconciler(home: Home = None) -> None:
         releases.join()
 
 
-def webhooks(home: Home = None) -> None:
-    """Deliver webhooks, and do nothing else."""
-    from app.webhooks.delivery import run_deliveries
-
-    settings = settings_of(home)
-    with database_of(settings) as database:
-        run_deliveries(database, settings, stopped_by_signals())
-
-
 def stopped_by_signals() -> "threading.Event":
     """Return what SIGTERM and Ctrl-C set from now on."""
     import signal
@@ -78,13 +70,22 @@ def worker(home: Home = None, queue: Annotated[str, typer.Option(help="gpu or cp
     """Run the worker of one queue."""
     from importlib.util import find_spec
 
+    from sqlalchemy.exc import OperationalError
+
     from app import storage
+    from app.database import open_engine
+    from app.migration import check_schema
 
     if find_spec("worker") is None:
         raise ConfigurationError("this installation is the API's and has no worker; use the worker image")
     settings = load_settings(home=home)
     make_home(settings)
     storage.prepare(settings.storage)
+    engine = open_engine(settings.database_url)
+    # A database that is away is waited for; one of another version would fail at every knock.
+    with contextlib.suppress(OperationalError):
+        check_schema(engine)
+    engine.dispose()
     environment = settings.child_environment()
     # The worker replaces this process, so that signals reach it and no torch is ever loaded here.
     os.execve(sys.executable, [sys.executable, "-m", "worker.celery_app", "--queue", queue], environment)
@@ -107,6 +108,21 @@ def migrate(home: Home = None, as_json: Json = False) -> None:
         print_json({"revision": newest_revision()})
     else:
         out.print(f"the database is at revision {newest_revision()}")
+
+
+def grants(
+    prefix: Annotated[str, typer.Option(help="What the names of the roles begin with.")] = "tether",
+    schema: Annotated[str, typer.Option(help="Schema of the tables.")] = "public",
+    as_json: Json = False,
+) -> None:
+    """Print the SQL that gives API, worker and notary a role of their own on PostgreSQL: tether grants | psql URL"""
+    from app.grants import format_grants
+
+    statements = format_grants(prefix, schema)
+    if as_json:
+        print_json({"sql": statements})
+    else:
+        sys.stdout.write(statements)
 
 
 def doctor(home: Home = None, as_json: Json = False) -> None:

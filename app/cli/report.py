@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from app.cli.client import Server, describe_problems
+from app.cli.client import Server, describe_problems, headline_of
 from app.cli.output import err, get_in, print_fields, print_line, print_table, show_cell, show_size
 
 POLL_S = 1.0
@@ -41,7 +41,7 @@ def print_report(report: dict[str, Any]) -> None:
     if report["status"] != "succeeded":
         reason = get_in(report, "error", "message") or report.get("message")
         problems = describe_problems(report)
-        headline = str(reason).partition(": ")[0] + ":" if problems else reason
+        headline = headline_of(str(reason)) if problems else reason
         print_line(f"{report['training_file']}: {report['status']}: {headline}")
         for problem in problems:
             print_line(f"  {problem}")

@@ -9,7 +9,7 @@ import typer
 from app.cli.common import DEFAULT_URL, Key, Url, connect
 from app.cli.files import report_download
 from app.cli.jobs import JOBS, JobId, name_critic
-from app.cli.output import Json, out, print_json, print_line, print_table, show_cell
+from app.cli.output import Json, make_flag, out, print_json, print_line, print_table, show_cell
 from app.cli.sparkline import sparkline
 
 SHOWN = ("step", "risk_mean", "risk_max", "risk_smoothed", "beta_mean", "beta_max", "nll", "kl", "loss")
@@ -35,7 +35,7 @@ def risk(
     points: Annotated[
         int, typer.Option(help="At most so many steps; the lowest and highest are kept.", min=4, max=20000)
     ] = 2000,
-    table: Annotated[bool, typer.Option("--table", help="Print the steps as a table, too.")] = False,
+    table: Annotated[bool, make_flag("--table", "Print the steps as a table, too.")] = False,
     target: Annotated[
         Path | None,
         typer.Option("--out", help="Write the curve to a new file: .csv, .png or .svg.", show_default=False),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.common import A_FILE, Base, Home, database_of, settings_of
-from app.cli.output import Json, out, print_json, print_table, show_time
+from app.cli.output import Json, out, print_json, print_list, show_time
 
 if TYPE_CHECKING:
     from app.models.safety_set import SetKind
@@ -96,7 +96,7 @@ def list_sets(home: Path | None, *kinds: "SetKind", as_json: bool) -> None:
     if as_json:
         print_json({"object": "list", "data": found})
         return
-    print_table(
+    print_list(
         ("id", "base model", "kind", "rows", "SHA-256", "registered at"),
         [
             (
@@ -109,4 +109,5 @@ def list_sets(home: Path | None, *kinds: "SetKind", as_json: bool) -> None:
             )
             for each in found
         ],
+        empty=f"no {'anchors' if 'anchors' in kinds else 'alignment data'} yet; the command add registers some",
     )

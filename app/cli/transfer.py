@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from app.cli.client import UPLOAD_TIMEOUT, Refused, Server, Unreachable
-from app.cli.output import clean, err, show_size
+from app.cli.output import can_draw, clean, err, show_size
 from app.errors import InvalidRequest, TetherError
 
 ATTEMPTS = 4
@@ -209,5 +209,5 @@ def _progress() -> Iterator[Progress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not can_draw(err)) as progress:
         yield progress

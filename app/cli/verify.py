@@ -1,42 +1,47 @@
-"""tether verify"""
+"""tether verify: the verifier's own command line, `app.domain.verify_command`, as a part of this one."""
 
+import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from app.cli.output import Json, print_json, print_line
+from app.cli.output import out
+from app.domain.verify_options import BUNDLE_HELP, DESCRIPTION, OPTIONS, Option, UsageError
 
 
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="An evidence bundle.", exists=True, dir_okay=False)],
-    adapter: Annotated[Path | None, typer.Option(help="The adapter's zip, to be checked against it.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The training file, to be checked against it.")] = None,
-    parent: Annotated[
-        Path | None, typer.Option(help="The bundle of the job whose adapter this one went on from.")
-    ] = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option(help="The trust policy: whose signature must be there. From elsewhere than the bundle."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Check an evidence bundle offline. The exit code is 0 where no check failed."""
-    from app.domain.trust import parse_trust
-    from app.domain.verify import verify_bundle
+def verify(**values: Any) -> None:
+    from app.domain.verify_command import run
 
-    for given in (adapter, data, parent, policy):
-        if given is not None and not given.is_file():
-            raise typer.BadParameter(f"{given} is not a file that can be read")
     try:
-        trust = parse_trust(policy.read_text(encoding="utf-8")) if policy else None
-    except ValueError as error:
-        raise typer.BadParameter(f"--policy {policy}: {error}") from None
-    report = verify_bundle(bundle, adapter=adapter, data=data, parent=parent, trust=trust)
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        # A bundle comes from whoever it accuses.
-        for line in report.lines():
-            print_line(line)
-    raise typer.Exit(report.exit_code)
+        code, text = run(**values)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+    out.print(text, end="", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _declare(option: Option) -> inspect.Parameter:
+    """Return an option of the verifier as Typer reads it from a function."""
+    kind: Any = bool if option.is_flag else list[Path] if option.is_repeatable else Path
+    default: Any = False if option.is_flag else [] if option.is_repeatable else None
+    metavar = "" if option.is_flag else "FILE"
+    declared = typer.Option(
+        default, f"--{option.name}", help=option.help, metavar=metavar, show_default=False
+    )
+    name = option.name.replace("-", "_")
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=kind)
+
+
+verify.__doc__ = DESCRIPTION
+verify.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter(
+            "bundle",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=typer.Argument(..., help=BUNDLE_HELP),
+            annotation=Path,
+        ),
+        *map(_declare, OPTIONS),
+    ]
+)

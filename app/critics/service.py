@@ -22,6 +22,7 @@ from app.files.service import DATA, get_data_file, refuse_rows
 from app.keys.service import DEFAULT_PROJECT, ensure_project
 from app.models.base import new_id
 from app.models.work import Work
+from app.notary.repository import COMMAND_LINE
 from app.settings import Settings
 from app.work import repository as work_repository
 
@@ -44,6 +45,7 @@ def create_critic(database: Database, settings: Settings, caller: Caller, body: 
             pooling=body.pooling,
             category=body.category,
             project_id=caller.project_id,
+            actor=caller.key_id,
         )
         queue.enqueue(session, work.queue, work.id)
         return work
@@ -91,6 +93,7 @@ def request_fit(
     pooling: Pooling = "mean",
     category: str = DEFAULT_CATEGORY,
     project_id: str = DEFAULT_PROJECT,
+    actor: str = COMMAND_LINE,
 ) -> Work:
     """Add the work of fitting a critic on stored requests. The critic will have the id of the work.
 
@@ -110,6 +113,7 @@ def request_fit(
             "data_sha256": data_sha256,
             "pooling": pooling,
             "category": category,
+            "actor": actor,
         },
     )
 

@@ -4,13 +4,17 @@ Members: `manifest.json` (canonical JSON: format, job, size, root, head), `leave
 table was recorded, `risk_table.jsonl`; each line of these is one exact leaf or entry, ended by a newline.
 The signed form (2) has `checkpoint.note`, what the notary signed, and `heads.jsonl`, the job's heads in the
 installation's log, each an object of index, leaf, and proof that it is under that checkpoint.
+In the pruned form (3) lines of `leaves.jsonl` may be hashes of records that are gone, and the last line of `heads.jsonl` is
+the log's event that says which.
 Standard library only. A bundle may come from anybody, so that reading one trusts nothing in it.
 """
 
+import hashlib
+import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,10 +22,26 @@ from app.domain.canonical import canonical_bytes, parse_canonical
 from app.domain.ledger import MAX_LEAF_BYTES
 from app.domain.merkle import RootBuilder, leaf_hash
 from app.domain.note import MAX_NOTE_BYTES
+from app.domain.retention import record_hash
 
-UNSIGNED, SIGNED = "tether.bundle/1", "tether.bundle/2"
+UNSIGNED, SIGNED, PRUNED = "tether.bundle/1", "tether.bundle/2", "tether.bundle/3"
 MANIFEST, LEAVES, RISK_TABLE = "manifest.json", "leaves.jsonl", "risk_table.jsonl"
 CHECKPOINT, HEADS = "checkpoint.note", "heads.jsonl"
+PROVENANCE, POLICY = "provenance.dsse.json", "policy.txt"
+DERIVED = frozenset(
+    {
+        "bom.cdx.json",
+        "compute.json",
+        "critics.json",
+        "environment.json",
+        "evaluations.json",
+        "lineage.json",
+        "model_card.html",
+    }
+)
+"""Documents that are made from the records and the database for people and other tools. They prove nothing by themselves."""
+DOCUMENTS = DERIVED | {PROVENANCE, POLICY}
+"""Further members; the manifest lists the digest of each that is there."""
 
 GIB = 1024**3
 MAX_BUNDLE_BYTES = 2 * GIB - 1
@@ -32,12 +52,17 @@ MAX_MEMBER_BYTES = {
     RISK_TABLE: 4 * GIB,
     CHECKPOINT: MAX_NOTE_BYTES,
     HEADS: 32 * 1024 * 1024,
+    **dict.fromkeys(sorted(DOCUMENTS), 32 * 1024 * 1024),
+    PROVENANCE: 1024 * 1024,
 }
 MAX_RATIO = 200
 """No member may be packed tighter. Real records shrink about tenfold; the worst bombs a thousandfold."""
 
+MAX_DIRECTORY_BYTES = 65_536
+"""Of the zip's directory, which is read as a whole."""
+
 _END = struct.Struct("<4s4H2LH")
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 """What zipfile raises for archives that somebody damaged or made up."""
 
 
@@ -52,6 +77,8 @@ class LogProof(NamedTuple):
     """The note."""
     heads: list[bytes]
     """The lines of `heads.jsonl`."""
+    pruning: bytes | None = None
+    """Its last line in the pruned form: what the log says was pruned."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------
@@ -64,11 +91,14 @@ def write_bundle(
     leaves: Iterable[bytes],
     risk_table: Iterable[bytes] | None,
     log: LogProof | None = None,
+    documents: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write the bundle of a job whose ledger is `leaves`, in order; in the signed form where `log` is given.
 
-    The same input makes the same bytes (given the same zlib): times and permissions are fixed. Raises
-    ValueError where there is no leaf.
+    In the pruned form, where `log` says what was pruned, the line of a hash may stand for a record.
+
+    `documents` are further members, of the names in DOCUMENTS. The same input makes the same bytes (given the same zlib): times
+    and permissions are fixed. Raises ValueError where there is no leaf, or for another name.
     """
     builder = RootBuilder()
     head = b""
@@ -76,7 +106,7 @@ def write_bundle(
     def hashed() -> Iterator[bytes]:
         nonlocal head
         for leaf in leaves:
-            head = leaf_hash(leaf)
+            head = record_hash(leaf) if log is not None and log.pruning else leaf_hash(leaf)
             builder.append(head)
             yield leaf
 
@@ -85,20 +115,32 @@ def write_bundle(
         if risk_table is not None:
             _write_lines(archive, RISK_TABLE, risk_table)
         if log is not None:
-            _write_lines(archive, HEADS, log.heads)
+            _write_lines(archive, HEADS, [*log.heads, *([log.pruning] if log.pruning else [])])
             with archive.open(_member(CHECKPOINT), "w") as member:
                 member.write(log.checkpoint)
         if not builder.size:
             raise ValueError(f"the ledger of {job} has no leaf, so there is nothing to prove")
         manifest = {
-            "format": UNSIGNED if log is None else SIGNED,
+            "format": UNSIGNED if log is None else PRUNED if log.pruning else SIGNED,
             "job": job,
             "size": builder.size,
             "root": builder.root().hex(),
             "head": head.hex(),
+            **_write_documents(archive, documents or {}),
         }
         with archive.open(_member(MANIFEST), "w") as member:
             member.write(canonical_bytes(manifest))
+
+
+def _write_documents(archive: zipfile.ZipFile, documents: Mapping[str, bytes]) -> dict[str, dict[str, str]]:
+    """Write the documents, and return what the manifest says of them."""
+    if not documents.keys() <= DOCUMENTS:
+        raise ValueError(f"no document of a bundle is called {min(documents.keys() - DOCUMENTS)}")
+    for name, content in sorted(documents.items()):
+        with archive.open(_member(name), "w") as member:
+            member.write(content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in documents.items()}
+    return {"documents": digests} if digests else {}
 
 
 def _write_lines(archive: zipfile.ZipFile, name: str, lines: Iterable[bytes]) -> None:
@@ -143,9 +185,36 @@ class Bundle:
         if self.manifest["format"] == UNSIGNED:
             return None
         try:
-            return LogProof(self._archive.read(CHECKPOINT), list(_read_lines(self._archive, HEADS)))
-        except _DAMAGE as error:
+            checkpoint, lines = self._archive.read(CHECKPOINT), list(_read_lines(self._archive, HEADS))
+        except DAMAGE as error:
             raise _as_bundle_error(error, CHECKPOINT) from error
+        if self.manifest["format"] == SIGNED:
+            return LogProof(checkpoint, lines)
+        if not lines:
+            raise BundleError(f"a bundle of the format {PRUNED} without a line that says what was pruned")
+        return LogProof(checkpoint, lines[:-1], lines[-1])
+
+    def documents(self) -> Mapping[str, str]:
+        """Return the SHA-256 of each further member, by its name. Raises BundleError unless each is what the manifest says."""
+        listed: dict[str, str] = self.manifest.get("documents", {})
+        for name, expected in listed.items():
+            try:
+                with self._archive.open(name) as member:
+                    found = hashlib.file_digest(member, "sha256").hexdigest()  # type: ignore[arg-type]
+            except DAMAGE as error:
+                raise _as_bundle_error(error, name) from error
+            if found != expected:
+                raise BundleError(f"the SHA-256 of {name} is {found}; the manifest says {expected}")
+        return listed
+
+    def provenance(self) -> bytes | None:
+        """Return the signed statement about the adapter, where the bundle has one."""
+        if PROVENANCE not in self.manifest.get("documents", {}):
+            return None
+        try:
+            return self._archive.read(PROVENANCE)
+        except DAMAGE as error:
+            raise _as_bundle_error(error, PROVENANCE) from error
 
     def risk_table(self) -> Iterator[bytes] | None:
         """Return the entries of the risk table in order, or None where the bundle has none."""
@@ -159,7 +228,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         _check_end_record(path)
         archive = zipfile.ZipFile(path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _as_bundle_error(error, path.name) from error
     try:
         for info in archive.infolist():
@@ -172,14 +241,19 @@ def read_bundle(path: Path) -> Bundle:
                 raise BundleError(f"the bundle has no {name}")
         manifest = _parse_manifest(archive.read(MANIFEST))
         for name in (CHECKPOINT, HEADS):
-            if (name in names) is not (manifest["format"] == SIGNED):
+            if (name in names) is not (manifest["format"] != UNSIGNED):
                 raise BundleError(
                     f"a bundle of the format {manifest['format']} with{'' if name in names else 'out'} {name}"
                 )
+        listed = manifest.get("documents", {}).keys()
+        if listed != DOCUMENTS & set(names):
+            raise BundleError(
+                f"the manifest and the bundle differ in {min(listed ^ (DOCUMENTS & set(names)))[:80]!r}"
+            )
         return Bundle(archive, manifest)
     except BaseException as error:
         archive.close()
-        if isinstance(error, _DAMAGE):
+        if isinstance(error, DAMAGE):
             raise _as_bundle_error(error, MANIFEST) from error
         raise
 
@@ -192,7 +266,10 @@ def _as_bundle_error(error: Exception, name: str) -> BundleError:
 
 def _check_end_record(path: Path) -> None:
     """Refuse, before the directory is parsed, an archive whose directory is large, hidden or in ZIP64 form."""
-    size = path.stat().st_size
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError("it is a folder or a device; a bundle is one file, a zip")
+    size = status.st_size
     if size > MAX_BUNDLE_BYTES:
         raise BundleError(f"the bundle has {size} bytes; the largest allowed has {MAX_BUNDLE_BYTES}")
     if size < _END.size:
@@ -204,8 +281,20 @@ def _check_end_record(path: Path) -> None:
         raise BundleError("the file does not end as a zip without a comment does; it may be cut short")
     if entries > len(MAX_MEMBER_BYTES):
         raise BundleError(f"the bundle has {entries} members; a bundle has at most {len(MAX_MEMBER_BYTES)}")
+    if length > MAX_DIRECTORY_BYTES:
+        raise BundleError(
+            f"the zip's directory has {length} bytes; the most allowed is {MAX_DIRECTORY_BYTES}"
+        )
     if offset + length + _END.size != size:
         raise BundleError("the zip's directory is not where its end record says")
+
+
+def check_packing(info: zipfile.ZipInfo) -> None:
+    """Raise BundleError for a member that is longer packed than unpacked: zipfile would read all of it for a few bytes."""
+    if info.compress_size > info.file_size + info.file_size // 1000 + 1024:
+        raise BundleError(
+            f"{info.filename[:80]!r} has {info.compress_size} bytes packed, and {info.file_size} unpacked"
+        )
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:
@@ -215,6 +304,7 @@ def _check_member(info: zipfile.ZipInfo) -> None:
         raise BundleError(f"{info.filename} is encrypted")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BundleError(f"{info.filename} is packed by the unknown method {info.compress_type}")
+    check_packing(info)
     limit = MAX_MEMBER_BYTES[info.filename]
     if info.file_size > limit:
         raise BundleError(f"{info.filename} has {info.file_size} bytes; the most allowed is {limit}")
@@ -228,13 +318,26 @@ def _check_member(info: zipfile.ZipInfo) -> None:
 def _parse_manifest(data: bytes) -> dict[str, Any]:
     manifest = parse_canonical(data)
     expected = {"format": str, "job": str, "size": int, "root": str, "head": str}
+    if isinstance(manifest, dict) and "documents" in manifest:
+        expected["documents"] = dict
+        if not _lists_documents(manifest["documents"]):
+            raise BundleError("documents is no map from the name of a document to its SHA-256")
     if not isinstance(manifest, dict) or {k: type(v) for k, v in manifest.items()} != expected:
         raise BundleError(f"expected an object of {', '.join(expected)}, numbers as numbers, words as words")
-    if manifest["format"] not in (UNSIGNED, SIGNED):
+    if manifest["format"] not in (UNSIGNED, SIGNED, PRUNED):
         raise BundleError(
-            f"the format is {manifest['format'][:80]!r}; this verifier reads {UNSIGNED} and {SIGNED}"
+            f"the format is {manifest['format'][:80]!r}; this verifier reads {UNSIGNED}, {SIGNED} and {PRUNED}"
         )
     return manifest
+
+
+def _lists_documents(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and value.keys() <= DOCUMENTS
+        and all(isinstance(each, str) for each in value.values())
+    )
 
 
 def _read_lines(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
@@ -249,5 +352,5 @@ def _read_lines(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
                     raise BundleError(f"{name}: line {number} (from 0) does not end in a newline")
                 yield line[:-1]
                 number += 1
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _as_bundle_error(error, name) from error

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from app.domain.bundle import check_packing
 from app.domain.verification import Broken, JobSoFar, NotChecked, counted, ensured
 
 
@@ -57,8 +58,10 @@ def _hash_file(path: Path) -> str:
 def _hash_members(path: Path) -> dict[str, str]:
     result: dict[str, str] = {}
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                check_packing(info)
                 if info.filename in result:
                     raise Broken(f"{info.filename[:80]!r} stands twice in the zip")
                 with archive.open(info) as member:
@@ -74,6 +77,30 @@ def _hash_members(path: Path) -> dict[str, str]:
     ) as error:
         raise Broken(f"the zip cannot be read: {error}") from error
     return result
+
+
+def _check_directory(path: Path) -> None:
+    """Raise ValueError for a zip whose directory is longer than that of any adapter: zipfile reads it as a whole."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        tail = file.read()
+    end = tail.rfind(_END_MAGIC)
+    wide = tail.rfind(_END64_MAGIC)
+    if end < 0 or len(tail) - end < _END_BYTES:
+        raise ValueError("it does not end as a zip does")
+    (length,) = struct.unpack_from("<L", tail, end + 12)
+    if 0 <= wide <= len(tail) - _END64_BYTES:
+        (length,) = struct.unpack_from("<Q", tail, wide + 40)
+    if length > MAX_DIRECTORY_BYTES:
+        raise ValueError(f"its directory has {length} bytes; the most allowed is {MAX_DIRECTORY_BYTES}")
+
+
+_END_MAGIC, _END_BYTES = b"PK\x05\x06", 22
+_END64_MAGIC, _END64_BYTES = b"PK\x06\x06", 56
+_TAIL_BYTES = 66_000
+"""What zipfile looks for these in: a comment has at most 65,535 bytes."""
+MAX_DIRECTORY_BYTES = 1024 * 1024
 
 
 AT_END: dict[str, Callable[[JobSoFar], str]] = {

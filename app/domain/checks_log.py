@@ -6,9 +6,10 @@ Standard library and cryptography.
 from collections.abc import Callable
 
 from app.domain.bundle import CHECKPOINT, HEADS
-from app.domain.installation_log import HeadLine, parse_checkpoint, parse_head_line
+from app.domain.installation_log import HeadLine, forked_from, parse_checkpoint, parse_head_line
 from app.domain.merkle import leaf_hash, verify_inclusion
-from app.domain.note import open_note, split_note
+from app.domain.note import split_note
+from app.domain.trust import open_checkpoint
 from app.domain.verification import Broken, Heads, JobSoFar, NotChecked, counted, ensured
 
 
@@ -23,17 +24,16 @@ def _signature_at_end(job: JobSoFar) -> str:
     if job.trust is None:
         raise NotChecked("no trust policy was given that says whose signature counts")
     try:
-        text, _ = split_note(job.log.checkpoint)
-        origin = parse_checkpoint(text).origin
-        keys = job.trust.logs.get(origin)
-        if keys is None:
-            raise Broken(f"the checkpoint is of the log {origin}, which the trust policy does not name")
-        _, signed = open_note(job.log.checkpoint, keys)
+        checkpoint, signed = open_checkpoint(job.log.checkpoint, job.trust)
     except ValueError as error:
         raise Broken(f"{CHECKPOINT}: {error}") from error
-    return (
-        f"the checkpoint of {origin} is signed by {', '.join(f'{key.name}+{key.id.hex()}' for key in signed)}"
-    )
+    by = ", ".join(f"{key.name}+{key.id.hex()}" for key in signed)
+    return f"the checkpoint of {checkpoint.origin} is signed by {by}{_describe_fork(checkpoint.origin)}"
+
+
+def _describe_fork(origin: str) -> str:
+    before = forked_from(origin)
+    return f"; this log is a FORK: it does not go on from what {before} had signed before" if before else ""
 
 
 def _heads_each(job: JobSoFar) -> None:
@@ -72,7 +72,7 @@ def _read_heads(job: JobSoFar) -> Heads:
             leaf_hash(head.leaf_bytes), head.at, checkpoint.size, head.proof, checkpoint.root
         ):
             raise Broken("its proof does not lead to the root of the checkpoint", number, HEADS)
-        heads.append(head)
+        heads.append(head._replace(proof=[]))
     if not heads:
         raise Broken("the checkpoint is there, and no head of this job under it")
     return Heads(checkpoint, heads)
@@ -82,8 +82,10 @@ def _compare(job: JobSoFar, heads: Heads) -> None:
     while heads.compared < len(heads.lines) and heads.lines[heads.compared].leaf["size"] == job.tree.size:
         claimed, found = heads.lines[heads.compared].leaf["root"], job.tree.root().hex()
         if claimed != found:
+            same = heads.lines[heads.compared - 1].leaf["size"] if heads.compared else 0
             raise Broken(
-                f"the log has the root {claimed} over the first {job.tree.size} records; these give {found}",
+                f"the log has the root {claimed} over the first {job.tree.size} records; these give {found}: of the records"
+                f" {same} to {job.tree.size - 1} one is not as it was signed",
                 heads.compared,
                 HEADS,
             )
@@ -112,6 +114,11 @@ def _heads_at_end(job: JobSoFar) -> str:
         f"{counted(len(heads.lines), 'head')} in the log {heads.checkpoint.origin} at size {heads.checkpoint.size};"
         f" {covered} under its root"
     )
+
+
+def count_signed(job: JobSoFar) -> int:
+    """Return how many records are under the last of the heads that were compared."""
+    return int(job.heads.lines[-1].leaf["size"]) if job.heads else 0
 
 
 EACH: dict[str, Callable[[JobSoFar], None]] = {"heads": _heads_each}

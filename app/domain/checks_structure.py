@@ -14,7 +14,9 @@ from app.domain.verification import Broken, JobSoFar, NotChecked, counted, ensur
 
 
 def _records_at_end(job: JobSoFar) -> str:
-    return f"{job.tree.size} records, canonical and of known types"
+    left = job.tree.size - job.pruned.size
+    more = f"; {job.pruned.size} more were pruned" if job.pruned.size else ""
+    return f"{left} records, canonical and of known types{more}"
 
 
 def _sequence_each(job: JobSoFar) -> None:
@@ -25,6 +27,8 @@ def _sequence_each(job: JobSoFar) -> None:
 
 
 def _sequence_at_end(job: JobSoFar) -> str:
+    if job.pruned.size:
+        return f"every record that is left at its place in seq 0 to {job.tree.size - 1}, all of {job.manifest['job']}"
     return f"seq 0 to {job.tree.size - 1}, all of {job.manifest['job']}"
 
 
@@ -36,7 +40,9 @@ def _chain_each(job: JobSoFar) -> None:
         )
 
 
-def _chain_at_end(_: JobSoFar) -> str:
+def _chain_at_end(job: JobSoFar) -> str:
+    if job.pruned.size:
+        return "every record that is left names the hash of the one before it"
     return "every record names the hash of the one before it"
 
 
@@ -105,6 +111,9 @@ _OWNERS_RECORDS = (
     "monitor",
     "live",
     "ckpt",
+    "eval",
+    "gate.start",
+    "gate",
     "adapter.published",
 )
 _WORKERS_RECORDS = ("job.start", *_OWNERS_RECORDS)
@@ -164,6 +173,9 @@ def _attempts_each(job: JobSoFar) -> None:
 
 
 def _check_step_order(job: JobSoFar) -> None:
+    if job.is_pruned:
+        # Which step was the last one is not on record any more.
+        return
     last = len(job.steps)
     if job.kind == "step" and job.body["step"] != last + 1:
         raise Broken(f"step {job.body['step']} follows step {last}", job.seq)

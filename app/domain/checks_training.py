@@ -29,7 +29,7 @@ from app.domain.safety_law import (
     measure_recorded,
     name_readings,
 )
-from app.domain.verification import Broken, JobSoFar, NotChecked, Step, counted, ensured
+from app.domain.verification import MAX_TABLE_ROWS, Broken, JobSoFar, NotChecked, Step, counted, ensured
 
 Safety = Mapping[str, Any]
 
@@ -59,9 +59,7 @@ def _risk_table_each(job: JobSoFar) -> None:
         except ValueError as error:
             raise Broken(str(error), number, RISK_TABLE) from error
         last = row.row
-        job.s_of_row[row.row] = row.s
-        if row.treatment == "drop":
-            job.dropped_rows.add(row.row)
+        _keep_row(row, job)
         counts[row.status] += 1
         if treatments:
             treatments[row.treatment] += 1
@@ -83,11 +81,22 @@ def _risk_table_each(job: JobSoFar) -> None:
         raise Broken(f"the table names row {last} of a file of {expected} rows (from 0)", job.seq)
 
 
+def _keep_row(row: RiskRow, job: JobSoFar) -> None:
+    job.s_of_row[row.row] = row.s
+    if row.treatment == "drop":
+        job.dropped_rows.add(row.row)
+    if job.rows is not None:
+        job.commitments[row.row] = row.commitment
+
+
 def _table_entries(job: JobSoFar) -> Iterator[bytes]:
     if job.table_entries is None:
         raise Broken(f"a risk table was recorded, but the bundle has no {RISK_TABLE}", job.seq)
     try:
-        yield from job.table_entries
+        for number, entry in enumerate(job.table_entries):
+            if number == MAX_TABLE_ROWS:
+                raise BundleError(f"{RISK_TABLE} has more than {MAX_TABLE_ROWS} lines, and no more are read")
+            yield entry
     except BundleError as error:
         raise Broken(str(error)) from error
 
@@ -120,7 +129,8 @@ def _check_risk_row(row: RiskRow, job: JobSoFar, safety: Safety) -> None:
     if row.status in ("failed", "unmeasured"):
         return
     readings = name_readings(row, job)
-    if readings:
+    if readings and kind in ("judge", "combined"):
+        # Only beside a live judge are they looked at again.
         job.readings_of_row[row.row] = readings
     if kind in ("judge", "combined"):
         status, s = measure_recorded(ensured(critic), readings, row.votes)
@@ -213,7 +223,7 @@ def _replay(job: JobSoFar, law: Safety) -> dict[str, Any]:
         return expected
     _check_finite(job, law)
     return expected | {
-        "floor": before.monitor.floor,
+        "floor": max(before.monitor.floor, job.gate_floor),
         "s_smoothed": smoothed,
         "anchor_weight": compute_anchor_weight(law, before.monitor),
     }
@@ -324,7 +334,8 @@ def _check_all_seen(left: set[int], last: Step) -> None:
 
 def _end_at_end(job: JobSoFar) -> str:
     if job.end is None:
-        raise NotChecked("the job had not ended when the bundle was made; records after these are not shown")
+        said = "the job had not ended when the bundle was made; records after these are not shown"
+        raise Broken(said) if job.must_have_ended else NotChecked(said)
     seq = job.tree.size - 1
     found = {"steps": len(job.steps), "trained_tokens": sum(step.trained_tokens for step in job.steps)}
     for name, value in found.items():

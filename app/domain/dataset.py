@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from app.domain.conversion import (
@@ -25,6 +25,7 @@ from app.domain.conversion import (
     find_unsupported,
     to_chat,
 )
+from app.domain.evaluation import KINDS
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_LINE_BYTES = 1024 * 1024
@@ -41,11 +42,15 @@ MIN_ANCHORS = 8
 MAX_ANCHORS = 256
 """An anchor set is used in every step and named row by row in a job's record."""
 
+MAX_PROMPTS = 10_000
+"""Of an evaluation: each costs at least two replies."""
+
 _CALL = '{"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{\\"city\\": \\"Rome\\"}"}}'
 _TOOL = '{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}'
 MENDS = {
     "empty_file": CHAT.example,
     "empty_line": "remove the line",
+    "json_array": "jq -c '.[]' rows.json > rows.jsonl",
     "line_too_long": "cut the conversation into several rows",
     "not_utf8": "iconv -f WINDOWS-1252 -t UTF-8 old.jsonl > new.jsonl",
     "not_json": CHAT.example,
@@ -70,6 +75,7 @@ MENDS = {
     "wrong_label": '{"messages": [{"role": "user", "content": "Hello"}], "label": 0, "group": "greetings"}',
     "wrong_anchor": '{"messages": [{"role": "user", "content": "Hello"}]}',
     "wrong_size": "add or remove rows",
+    "wrong_prompt": '{"messages": [{"role": "user", "content": "Hello"}], "kind": "utility", "answer": "Good day."}',
 }
 """The kinds of problems, each with an example of the mend."""
 
@@ -185,12 +191,30 @@ def check_anchor_lines(lines: Iterable[bytes]) -> Findings:
     return Findings(found.rows, (problem,), ((problem.kind, 1),))
 
 
+def check_prompt_lines(lines: Iterable[bytes]) -> Findings:
+    """Check a file of evaluation prompts."""
+    found = _check_lines(islice(lines, MAX_PROMPTS + 1), _check_prompt_row)
+    if found.problems or found.rows <= MAX_PROMPTS:
+        return found
+    problem = Problem(
+        found.rows, "$", "wrong_size", "a file of prompts has too many rows", f"at most {MAX_PROMPTS}"
+    )
+    return Findings(found.rows, (problem,), ((problem.kind, 1),))
+
+
 def _check_lines(lines: Iterable[bytes], check_row: RowCheck) -> Findings:
     rows = counted = 0
     problems: list[Problem] = []
     kinds: Counter[str] = Counter()
     complete = True
-    for number, line in enumerate(lines, start=1):
+    lines = iter(lines)
+    beginning = tuple(islice(lines, 2))
+    if _is_array(*beginning):
+        # One thing is wrong, not each of its lines.
+        expected = f"one JSON object per line, as it becomes with: {MENDS['json_array']}"
+        problem = Problem(1, "$", "json_array", "the file is one JSON array", expected)
+        return Findings(0, (problem,), ((problem.kind, 1),))
+    for number, line in enumerate(chain(beginning, lines), start=1):
         row, unread = _parse(number, line)
         before = counted
         # One line may have a problem for every other byte of it, so that they are not collected first.
@@ -217,6 +241,15 @@ def _check_lines(lines: Iterable[bytes], check_row: RowCheck) -> Findings:
         complete,
         found_format.name if found_format else None,
     )
+
+
+def _is_array(first: bytes = b"", second: bytes = b"") -> bool:
+    """Say whether a file that begins with these lines is one JSON array, on one line or on many."""
+    start = first.removeprefix(b"\xef\xbb\xbf").strip()
+    if not start.startswith(b"[") or start == b"[]":
+        return False
+    # An array on a line of its own is a row of the wrong kind where another line follows it.
+    return not second.strip() or not start.endswith(b"]")
 
 
 def format_rows(rows: Iterable[Row]) -> bytes:
@@ -583,8 +616,23 @@ def _has_request(messages: list[dict[str, Any]]) -> bool:
     return any(each["role"] == "user" for each in messages)
 
 
+def _check_prompt_row(number: int, row: Row) -> Iterator[Problem]:
+    messages = yield from _check_messages(number, row, ("messages", "kind", "answer"), PROMPT_MESSAGE)
+    if messages is not None and messages[-1]["role"] != "user":
+        found = f"the last message has the role {messages[-1]['role']}"
+        expected = "the user's: the reply to it is the model's"
+        yield Problem(number, "$.messages", "wrong_prompt", found, expected)
+    kind = row.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        found = f"found {_show(kind)}" if "kind" in row else "missing"
+        yield Problem(number, "$.kind", "wrong_prompt", found, f"one of {', '.join(KINDS)}")
+    if "answer" in row:
+        yield from _check_text(number, row, "answer")
+
+
 # --- what rows share --------------------------------------------------------------------------------------
 
+PROMPT_MESSAGE = ("role", "content", "name")
 PLAIN_MESSAGE = ("role", "content", "name", "weight")
 CHAT_MESSAGE = (*PLAIN_MESSAGE, "tool_calls", "tool_call_id")
 

@@ -15,6 +15,9 @@ from app.domain.leaf_schema import HEAD_LINE, LOG_LEAVES, Leaf, check_fields
 from app.domain.merkle import HASH_BYTES
 
 HEAD, EVENT = LOG_LEAVES
+RECEIPT = "c2sp.org/tlog-proof@v1"
+FORK = "/fork-"
+"""What divides the name of a log from the number of its fork, in the fork's origin."""
 
 
 class Checkpoint(NamedTuple):
@@ -99,7 +102,24 @@ def format_receipt(head: HeadLine, checkpoint_note: bytes) -> bytes:
     """
     hashes = "".join(f"{base64.b64encode(each).decode()}\n" for each in head.proof)
     extra = base64.b64encode(head.leaf_bytes).decode()
-    return f"c2sp.org/tlog-proof@v1\nextra {extra}\nindex {head.at}\n{hashes}\n".encode() + checkpoint_note
+    return f"{RECEIPT}\nextra {extra}\nindex {head.at}\n{hashes}\n".encode() + checkpoint_note
+
+
+def parse_receipt(receipt: bytes) -> tuple[HeadLine, bytes]:
+    """Return the head that a receipt is of, and the note of the checkpoint that it is under. Raises ValueError for any other form."""
+    proof, _, note = receipt.partition(b"\n\n")
+    header, extra, index, *hashes = [*proof.decode("ascii", "replace").split("\n"), "", ""]
+    if header != RECEIPT or not extra.startswith("extra ") or not index.startswith("index "):
+        raise ValueError(
+            f"a receipt has the lines {RECEIPT}, extra and index, then hashes, and a note after an empty line"
+        )
+    leaf_bytes, at = _decode(extra.removeprefix("extra ")), index.removeprefix("index ")
+    # The two lines that were added in case there were too few.
+    proof_hashes = [_decode(line) for line in hashes[:-2]]
+    leaf = parse_log_leaf(leaf_bytes)
+    if leaf["t"] != HEAD:
+        raise ValueError(f"the receipt is of a {leaf['t']}; expected a {HEAD}")
+    return HeadLine(_parse_count("index of the receipt", at), leaf, leaf_bytes, proof_hashes), note
 
 
 def format_checkpoint(checkpoint: Checkpoint) -> str:
@@ -113,17 +133,33 @@ def parse_checkpoint(text: str) -> Checkpoint:
     if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
         raise ValueError("a checkpoint is three lines or more, none of them empty: origin, size, root")
     origin, size, encoded = lines[:3]
-    if not (size.isascii() and size.isdigit() and len(size) <= 15) or (size != "0" and size.startswith("0")):
-        raise ValueError(f"the size of the checkpoint is {size[:40]!r}, which is no whole number")
-    try:
-        root = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        root = b""
-    if len(root) != HASH_BYTES or base64.b64encode(root).decode() != encoded:
+    root = _decode(encoded)
+    if len(root) != HASH_BYTES:
         raise ValueError(
             f"the root of the checkpoint is {encoded[:80]!r}, which is no Base64 of {HASH_BYTES} bytes"
         )
-    return Checkpoint(origin, int(size), root)
+    return Checkpoint(origin, _parse_count("size of the checkpoint", size), root)
+
+
+def forked_from(origin: str) -> str | None:
+    """Return the name of the log that this one is a fork of; None where it is none."""
+    name, divider, _ = origin.rpartition(FORK)
+    return name if divider else None
+
+
+def _parse_count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15) or (text != "0" and text.startswith("0")):
+        raise ValueError(f"the {name} is {text[:40]!r}, which is no whole number")
+    return int(text)
+
+
+def _decode(text: str) -> bytes:
+    """Return what Base64 stands for; nothing unless it is written exactly as it would be encoded."""
+    try:
+        value = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+    return value if base64.b64encode(value).decode() == text else b""
 
 
 def _build(record: dict[str, Any]) -> bytes:

@@ -14,6 +14,8 @@ class WorkKind(StrEnum):
     """Check a data file that was too large to be checked while it was uploaded."""
     REPORT = "report"
     """Say what training on a dataset would be: its lengths, its risks, its doubles, its cost."""
+    EVALUATE = "evaluate"
+    """Compare how a model behaves with its adapter off and on."""
     EXPORT = "export"
     """Show a job in the operator's MLflow; a round at a time, until the job has ended."""
 
@@ -37,6 +39,8 @@ class State(StrEnum):
     """The last step is committed; the adapter is being published."""
     SIGNING = "signing"
     """The record of a job that did well is complete; nothing leaves before it is under a signed checkpoint."""
+    HELD = "held"
+    """The record is complete and signed, and the policy's gate keeps the weights until somebody releases them."""
     SUCCEEDED = "succeeded"
     """Done; of a job, its record is complete and signed."""
     FAILED = "failed"
@@ -54,7 +58,7 @@ class Desired(StrEnum):
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
-RECORDED = TERMINAL | {State.SIGNING}
+RECORDED = TERMINAL | {State.SIGNING, State.HELD}
 """States in which a job's record has its last leaf."""
 OWNED = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.FINALISING})
 """States in which a worker holds the lease."""
@@ -71,7 +75,8 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.FINALISING: frozenset(
         {State.SIGNING, State.SUCCEEDED, State.QUEUED, State.FAILED, State.CANCELLED}
     ),
-    State.SIGNING: frozenset({State.SUCCEEDED}),
+    State.SIGNING: frozenset({State.HELD, State.SUCCEEDED}),
+    State.HELD: frozenset({State.SUCCEEDED, State.FAILED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
@@ -86,6 +91,7 @@ WIRE_STATUS: dict[State, str] = {
     State.PAUSED: "paused",
     State.FINALISING: "running",
     State.SIGNING: "running",
+    State.HELD: "running",
     State.SUCCEEDED: "succeeded",
     State.FAILED: "failed",
     State.CANCELLED: "cancelled",

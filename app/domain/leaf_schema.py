@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.domain.canonical import NON_FINITE
+from app.domain.gate import ACTIONS, START_VERDICTS, VERDICTS
 
 Leaf = dict[str, Any]
 Check = Callable[[object], str | None]
@@ -100,6 +101,11 @@ def _is_map(check: Check) -> Check:
     return check_map
 
 
+def _is_some_object(value: object) -> str | None:
+    """Accept an object whose fields are checked apart, because they depend on others."""
+    return None if isinstance(value, dict) else "an object"
+
+
 def _is_object(fields: Mapping[str, Check]) -> Check:
     def check_object(value: object) -> str | None:
         try:
@@ -156,7 +162,7 @@ HEADER: dict[str, Check] = {
     "prev": _is_sha256,
     "ts_db": _is_integer(0),
     "ts_worker": _is_optional(_is_integer(0)),
-    "body": _is_map(lambda _: None),
+    "body": _is_some_object,
 }
 
 _ATTEMPT: dict[str, Check] = {
@@ -220,6 +226,15 @@ _LIVE_SCORE: dict[str, Check] = {
     "asked_at": _is_integer(1),
     "reference_votes": _is_votes,
 }
+_LIMIT: dict[str, Check] = {
+    "limit": _is_identifier,
+    "found": _is_optional(_is_number),
+    "bound": _is_number,
+    "action": _is_one_of(*ACTIONS),
+    "beta_min": _is_optional(_is_share),
+    "broken": _is_bool,
+}
+_GATE: dict[str, Check] = {"policy_sha256": _is_sha256, "limits": _is_list(_is_object(_LIMIT))}
 _STEP: dict[str, Check] = {
     "step": _is_integer(1),
     "data_epoch": _is_integer(0),
@@ -240,6 +255,68 @@ _STEP: dict[str, Check] = {
     "lr": _is_any_number,
     "critic_sha256": _is_optional(_is_sha256),
     "policy_sha256": _is_sha256,
+}
+_MEASURE: dict[str, Check] = {
+    "value": _is_optional(_is_number),
+    "low": _is_optional(_is_number),
+    "high": _is_optional(_is_number),
+    "n": _is_integer(0),
+    "count": _is_optional(_is_integer(0)),
+}
+_COMPARISON: dict[str, Check] = {
+    "name": _is_identifier,
+    "judge": _is_optional(_is_identifier),
+    "before": _is_object(_MEASURE),
+    "after": _is_object(_MEASURE),
+    "difference": _is_object(_MEASURE),
+    "samples": _is_optional(_is_integer(1)),
+    "correlation": _is_optional(_is_number),
+    "unjudged": _is_integer(0),
+}
+_AGREEMENT: dict[str, Check] = {
+    "first": _is_identifier,
+    "second": _is_identifier,
+    "decoding": _is_identifier,
+    "agreed": _is_integer(0),
+    "of": _is_integer(0),
+}
+_DECODING: dict[str, Check] = {
+    "greedy": _is_bool,
+    "samples": _is_integer(0),
+    "prefill_sha256": _is_optional(_is_sha256),
+    "prefixes": _is_integer(0),
+    "max_new_tokens": _is_integer(1),
+    "seed": _is_integer(0),
+}
+_EVALUATION: dict[str, Check] = {
+    "suite": _is_identifier,
+    "suite_sha256": _is_sha256,
+    "prompts": _is_object(dict.fromkeys(("harmful", "borderline", "utility"), _is_integer(0))),
+    "judges": _is_list(_is_object({"type": _is_identifier, "sha256": _is_sha256})),
+    "decoding": _is_object(_DECODING),
+    "comparisons": _is_list(_is_object(_COMPARISON)),
+    "agreements": _is_list(_is_object(_AGREEMENT)),
+}
+_BASE: dict[str, Check] = {
+    "name": _is_identifier,
+    "revision": _is_optional(_is_identifier),
+    "sha256": _is_sha256,
+}
+_CANARY: dict[str, Check] = {
+    "prompt_ids": _is_list(_is_integer(0)),
+    "continuation_ids": _is_list(_is_integer(0)),
+    "tuned": _is_list(_is_number),
+    "base": _is_list(_is_number),
+}
+_COMPUTE: dict[str, Check] = {
+    "parameters": _is_integer(1),
+    "adapter_parameters": _is_integer(1),
+    "layers": _is_integer(1),
+    "hidden_size": _is_integer(1),
+    "reference_tokens": _is_integer(0),
+    "reference_squares": _is_integer(0),
+    "training_tokens": _is_integer(0),
+    "training_squares": _is_integer(0),
 }
 
 BODIES: dict[str, dict[str, Check]] = {
@@ -313,11 +390,23 @@ BODIES: dict[str, dict[str, Check]] = {
         "adapter_sha256": _is_optional(_is_sha256),
     },
     "tether.cmd/1": {"command": _is_identifier, "actor": _is_identifier},
+    "tether.eval/1": _EVALUATION | {"step": _is_integer(0)},
+    "tether.gate.start/1": _GATE | {"verdict": _is_one_of(*START_VERDICTS), "floor": _is_share},
+    "tether.gate/1": _GATE | {"verdict": _is_one_of(*VERDICTS)},
     "tether.adapter.published/1": {
         "step": _is_integer(0),
         "zip_sha256": _is_sha256,
         "bytes": _is_integer(1),
         "files": _is_files,
+    },
+    "tether.adapter.published/2": {
+        "step": _is_integer(0),
+        "zip_sha256": _is_sha256,
+        "bytes": _is_integer(1),
+        "files": _is_files,
+        "base": _is_object(_BASE),
+        "canary": _is_object(_CANARY),
+        "compute": _is_object(_COMPUTE),
     },
     "tether.job.end/1": {
         "state": _is_one_of("succeeded", "failed", "cancelled"),
@@ -378,6 +467,26 @@ HEAD_LINE: dict[str, Check] = {
     "proof": _is_list(_is_sha256),
 }
 """What a bundle holds of a head in that log."""
+
+TOKENS: dict[str, Check] = {
+    "row": _is_row,
+    "input_ids": _is_list(_is_integer(0)),
+    "loss_mask": _is_list(_is_one_of_numbers(0, 1)),
+}
+"""A row of a training file, as its commitment has it."""
+PRUNED_RECORD: dict[str, Check] = {"pruned": _is_sha256}
+"""What stands in a bundle for a record of which only the hash is left."""
+PRUNING: dict[str, Check] = {
+    "t": _is_one_of("tether.pruning/1"),
+    "job": _is_identifier,
+    "scope": _is_one_of("steps", "records"),
+    "records": _is_integer(1),
+    "counts": _is_map(_is_integer(1)),
+    "root": _is_sha256,
+}
+"""What was pruned of a job; the log has its digest."""
+PRUNING_LINE: dict[str, Check] = HEAD_LINE | {"pruning": _is_map(lambda _: None)}
+"""What a bundle holds of a pruning."""
 
 
 def check_fields(name: str, value: object, fields: Mapping[str, Check]) -> Leaf:

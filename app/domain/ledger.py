@@ -81,6 +81,15 @@ def kind_of(record: Mapping[str, Any]) -> str:
     return str(record["t"]).removeprefix("tether.").partition("/")[0]
 
 
+def peek_kind(leaf: bytes) -> str:
+    """Return the type of a leaf that is known to be one, as `kind_of` does, without reading the rest of it.
+
+    Of what stands behind the body in canonical order, only the type is a word called `t`. Empty for what is no whole record.
+    """
+    _, is_there, found = leaf.rpartition(b'"t":"tether.')
+    return found.partition(b"/")[0].decode("ascii", "replace") if is_there else ""
+
+
 def version_of(record: Mapping[str, Any]) -> int:
     """Return the version of a record's type."""
     return int(str(record["t"]).rpartition("/")[2])

@@ -122,7 +122,7 @@ def open_note(note: bytes, keys: Sequence[VerifierKey]) -> tuple[str, tuple[Veri
         for key in keys:
             if key.name != name or key.id != signature[:_ID_BYTES] or key in signed:
                 continue
-            if not _is_signed(key, text.encode(), signature[_ID_BYTES:]):
+            if not is_signed(key, text.encode(), signature[_ID_BYTES:]):
                 raise NoteError(f"the signature of {name}+{key.id.hex()} is not one over this text")
             signed.append(key)
     if not signed:
@@ -130,7 +130,8 @@ def open_note(note: bytes, keys: Sequence[VerifierKey]) -> tuple[str, tuple[Veri
     return text, tuple(signed)
 
 
-def _is_signed(key: VerifierKey, message: bytes, signature: bytes) -> bool:
+def is_signed(key: VerifierKey, message: bytes, signature: bytes) -> bool:
+    """Tell whether a signature is this key's over these bytes."""
     if len(signature) != _SIGNATURE_BYTES:
         return False
     try:

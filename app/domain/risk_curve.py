@@ -102,17 +102,13 @@ def build_packed_curve(
 
     They are the rows that `downsample` keeps of `build_curve`; the others are never made.
     """
-    last = pack_steps(records, pieces[-1] if pieces else None)
-    packed = b"".join([*(piece[: -_CARRY.size] for piece in pieces), last[: -_CARRY.size]])
-    # In the order of bytes of every machine that torch runs on.
-    cells = memoryview(packed).cast("d")
-    count = len(cells) // _WIDTH
-    risks = cells[_RISK_MAX::_WIDTH].tolist()
-    heights = _packed_heights(packed, risks, _RISK_MAX)
+    packed = [*pieces, pack_steps(records, pieces[-1] if pieces else None)]
+    heights = _packed_heights(packed, _RISK_MAX)
     if all(height == -float("inf") for height in heights):
-        heights = _packed_heights(packed, cells[_LOSS::_WIDTH].tolist(), _LOSS)
+        heights = _packed_heights(packed, _LOSS)
+    count = len(heights)
     kept = range(count) if count <= max_points else _choose(heights, max_points)
-    return {"columns": list(COLUMNS), "rows": [_shown(_unpack_row(packed, at)) for at in kept]}
+    return {"columns": list(COLUMNS), "rows": _unpack_rows(packed, kept)}
 
 
 def _unpack_carry(piece: bytes) -> Carry:
@@ -120,24 +116,51 @@ def _unpack_carry(piece: bytes) -> Carry:
     return Carry(average, weight, None if piece.endswith(_NULL_BYTES) else drift)
 
 
-def _unpack_row(packed: bytes, at: int) -> list[Number]:
-    step, *cells = _ROW.unpack_from(packed, at * _ROW.size)
-    return [int(step), *(_number(packed, at, column, cell) for column, cell in enumerate(cells, start=1))]
+def _unpack_rows(packed: Sequence[bytes], kept: Iterable[int]) -> list[Row]:
+    """Return the rows at these places of all pieces, in order, as they are shown."""
+    rows: list[Row] = []
+    pieces = iter(packed)
+    piece, first, end = b"", 0, 0
+    for at in kept:
+        while at >= end:
+            piece = next(pieces)
+            first, end = end, end + len(piece) // _ROW.size
+        start = (at - first) * _ROW.size
+        step, *cells = _ROW.unpack_from(piece, start)
+        row: Row = [int(step)]
+        # Most cells are plain numbers, which are made as `encode_number` makes them and without asking it.
+        row += [
+            (cell or 0) if cell - cell == 0 else _shown_odd(piece, start, column, cell)
+            for column, cell in enumerate(cells, start=1)
+        ]
+        rows.append(row)
+    return rows
 
 
-def _number(packed: bytes, at: int, column: int, cell: float) -> Number:
-    if cell == cell:  # noqa: PLR0124 - only NaN differs from itself.
-        return cell
-    start = at * _ROW.size + column * len(_NULL_BYTES)
-    return None if packed[start : start + len(_NULL_BYTES)] == _NULL_BYTES else cell
+def _shown_odd(piece: bytes, start: int, column: int, cell: float) -> Cell:
+    return None if _is_null(piece, start, column) else encode_number(cell)
 
 
-def _packed_heights(packed: bytes, cells: Sequence[float], column: int) -> Sequence[float]:
-    # A sum is a number only where all of its parts are; then there is nothing to look at one by one.
-    total = sum(cells)
-    if total == total:  # noqa: PLR0124 - as above.
-        return cells
-    return [_height(_number(packed, at, column, cell)) for at, cell in enumerate(cells)]
+def _is_null(piece: bytes, start: int, column: int) -> bool:
+    """Say whether a cell of the row that starts there has no value; a NaN that was measured is none of these."""
+    at = start + column * len(_NULL_BYTES)
+    return piece[at : at + len(_NULL_BYTES)] == _NULL_BYTES
+
+
+def _packed_heights(packed: Sequence[bytes], column: int) -> list[float]:
+    heights: list[float] = []
+    for piece in packed:
+        # In the order of bytes of every machine that torch runs on.
+        cells: Sequence[float] = memoryview(piece)[: -_CARRY.size].cast("d")[column::_WIDTH].tolist()
+        # A sum is a number only where all of its parts are; then there is nothing to look at one by one.
+        total = sum(cells)
+        if total != total:  # noqa: PLR0124 - only NaN differs from itself.
+            cells = [
+                _height(None if _is_null(piece, at * _ROW.size, column) else cell)
+                for at, cell in enumerate(cells)
+            ]
+        heights += cells
+    return heights
 
 
 def downsample(rows: Sequence[Row], max_points: int) -> list[Row]:

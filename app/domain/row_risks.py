@@ -7,7 +7,8 @@ people which rows to look at, and tell an attacker little. Standard library only
 import math
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from app.domain.control_law import (
@@ -90,7 +91,9 @@ def choose_shown(
     risk = shown["risk"]
     if risk is not None:
         risk = {name: value for name, value in risk.items() if name != "treatments"}
-        risk["riskiest"] = [{"row": each["row"], "bucket": each["bucket"]} for each in risk["riskiest"]]
+        risk["riskiest"] = [
+            {name: value for name, value in each.items() if name != "treatment"} for each in risk["riskiest"]
+        ]
     return {**shown, "risk": risk, "steps": by_visibility["none"]["steps"]}
 
 
@@ -104,7 +107,8 @@ def expect_beta(
 ) -> float | None:
     """Return the mean KL weight of the rows that are trained on, before the monitor and a live judge raise it.
 
-    By buckets it is the mean of their middles, to two digits. None where it depends on risks that are not shown or
+    By buckets it is the mean of their middles, to two digits: the exact one is an oracle like a score, because a file may
+    hold one row, or one row many times. `bound_beta` says how far off it can be. None where it depends on risks that are not shown or
     were not measured.
     """
     if safety["method"] in UNSTEERED or safety["method"] == "fixed_kl":
@@ -120,3 +124,41 @@ def expect_beta(
     else:
         beta = mean([compute_row_beta(safety, s) for s in measured])
     return beta if visibility == "full" else round(beta, 2)
+
+
+def bound_beta(
+    safety: Mapping[str, Any], distribution: Sequence[Mapping[str, Any]]
+) -> tuple[float, float] | None:
+    """Return between which numbers the mean KL weight lies for sure, from how many rows each bucket has.
+
+    None where it does not depend on risks, or nothing was measured.
+    """
+    counts = [int(bucket["rows"]) for bucket in distribution]
+    rows = sum(counts)
+    if safety["method"] in UNSTEERED or safety["method"] == "fixed_kl" or not rows:
+        return None
+    if safety.get("scope") == "batch":
+        lowest, highest = (
+            math.fsum(s * count for s, count in zip(ends, counts, strict=True)) / rows
+            for ends in (EDGES[:-1], EDGES[1:])
+        )
+        low, high = _span_betas(safety, lowest, highest)
+    else:
+        spans = [_span_betas(safety, *ends) for ends in pairwise(EDGES)]
+        low, high = (
+            math.fsum(span[end] * count for span, count in zip(spans, counts, strict=True)) / rows
+            for end in (0, 1)
+        )
+    # Outwards, so that rounding excludes nothing.
+    return math.floor(low * 100) / 100, math.ceil(high * 100) / 100
+
+
+def _span_betas(safety: Mapping[str, Any], low: float, high: float) -> tuple[float, float]:
+    """Return the least and the greatest KL weight of a row whose s lies between two numbers."""
+    found = [low, high]
+    threshold = safety.get("threshold")
+    if isinstance(threshold, int | float) and low < threshold <= high:
+        # Here the weight may jump either way: a replayed row has one of its own.
+        found += [math.nextafter(threshold, 0.0), threshold]
+    betas = [compute_row_beta(safety, s) for s in found]
+    return min(betas), max(betas)

@@ -144,7 +144,7 @@ def render_pieces(messages: Sequence[Message]) -> list[str]:
 
     Together the pieces show every character. Cutting out the middle instead would be an invitation to hide there.
     """
-    text = "\n".join(_render_line(message) for message in messages)
+    text = render_text(messages)
     if len(text) <= PIECE_CHARS:
         return [text]
     beginning, rest = text[:BEGINNING_CHARS], text[BEGINNING_CHARS:]
@@ -155,6 +155,11 @@ def render_pieces(messages: Sequence[Message]) -> list[str]:
         pieces.append(beginning + LEFT_OUT.format(count=start) + rest[start : start + width])
         start += width - OVERLAP_CHARS
     return pieces
+
+
+def render_text(messages: Sequence[Message]) -> str:
+    """Return messages as JSON lines in which nothing is hidden and nothing looks like another message."""
+    return "\n".join(map(_render_line, messages))
 
 
 def _render_line(message: Message) -> str:
@@ -190,7 +195,7 @@ def build_messages(text: str, draw: Callable[[], str] = draw_nonce) -> list[dict
 def parse_verdict(content: str) -> Vote:
     """Return the vote that a judge's reply is. Raises ValueError unless all of it is one verdict."""
     try:
-        verdict = json.loads(content, object_pairs_hook=_without_duplicates)
+        verdict = json.loads(content, object_pairs_hook=without_duplicates)
     except RecursionError:
         raise ValueError("the reply is nested too deeply") from None
     if not isinstance(verdict, dict) or set(verdict) != set(SCHEMA["properties"]):
@@ -203,7 +208,8 @@ def parse_verdict(content: str) -> Vote:
     return Vote(score, category if category in CATEGORIES else "other")
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of a reply's keys. Raises ValueError where one stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice in the reply")

@@ -1,13 +1,15 @@
-"""The operator's safety policy: which methods a request may ask for, and the floors under beta."""
+"""The operator's safety policy: which methods a request may ask for, the floors under beta, and the gate."""
 
 import hashlib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from app.domain.frozen import Frozen
+from app.domain.gate_policy import Gate
 from app.domain.row_risks import Visibility
 from app.domain.safety_spec import (
     ActivationCritic,
@@ -40,8 +42,16 @@ CRITIC_TYPES: tuple[CriticType, ...] = get_args(CriticType)
 
 
 class SafetyPolicy(Frozen):
-    """The smallest protection that a request may ask for."""
+    """The smallest protection that a request may ask for, and what a job must hold before its weights leave."""
 
+    name: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="What the policy is called.")
+    version: int = Field(
+        1,
+        ge=1,
+        lt=2**31,
+        strict=True,
+        description="Counted up by whoever changes it: a name and a version stand for one content.",
+    )
     methods: tuple[Method, ...] = Field(METHODS, description="Methods that a request may name.")
     beta_min_floor: float = Field(0.0, ge=0, le=1, description="Least KL weight of a row without risk.")
     beta_max_floor: float = Field(0.0, ge=0, le=1, description="Least KL weight of the riskiest row.")
@@ -56,12 +66,27 @@ class SafetyPolicy(Frozen):
     risk_visibility: Visibility = Field(
         "bucketed",
         description="What reports show of the risks of single rows: `full` (exact scores), `bucketed` (fifths of the scale),"
-        " or `none`. Exact scores tell an attacker how to stay below the critic.",
+        " or `none`. Exact scores tell an attacker how to stay below the critic; a job's own record is exact, so that it"
+        " can be verified.",
     )
     anchors_required: bool = Field(
         False,
         description="Whether every job must have anchors, with no less than their default `weight` and `per_step`.",
     )
+    gate: Gate | None = Field(
+        None,
+        description="What a job must hold before its weights leave: the table `[gate]` of [gate.md](gate.md).",
+    )
+
+    @model_validator(mode="after")
+    def _tightening_tightens(self) -> "SafetyPolicy":
+        for name, limit in (self.gate.limits() if self.gate else {}).items():
+            if limit.beta_min is not None and limit.beta_min <= self.beta_min_floor:
+                raise ValueError(
+                    f"gate.{name}.beta_min is {limit.beta_min:g}, which beta_min_floor = {self.beta_min_floor:g} demands"
+                    " of every job anyway"
+                )
+        return self
 
     def check(self, safety: AnySafety) -> None:
         """Raise PolicyViolation, naming the field, where the request asks for less than this policy demands."""
@@ -196,16 +221,42 @@ def _show(value: str | float) -> str:
     return f"{value:.10g}" if isinstance(value, float) else repr(value)
 
 
-def load_policy(path: Path | None) -> tuple[SafetyPolicy, str]:
-    """Read a policy file (TOML) and return it with the SHA-256 of its bytes. None is the shipped policy."""
-    path = path or Path(__file__).with_name("safety_policy.toml")
+Format = Literal["toml", "json"]
+"""In which form a policy is written."""
+
+
+def parse_policy(content: bytes, written_in: Format = "toml") -> SafetyPolicy:
+    """Return the policy that a file holds. Raises ValueError, naming the field, where it is none."""
     try:
-        content = path.read_bytes()
-        policy = SafetyPolicy.model_validate(tomllib.loads(content.decode("utf-8")))
+        read = tomllib.loads if written_in == "toml" else json.loads
+        return SafetyPolicy.model_validate(read(content.decode("utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"the policy file {path}: {field}: {first['msg']}") from None
-    except (OSError, ValueError) as error:
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{field}: {message}" if field else message) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+
+
+def digest_policy(content: bytes) -> str:
+    """Return the SHA-256 of a policy's bytes, by which records name it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_policy_file(path: Path | None) -> bytes:
+    """Return the bytes of a policy file; None is the shipped policy. Raises ConfigurationError where it cannot be read."""
+    path = path or Path(__file__).with_name("safety_policy.toml")
+    try:
+        return path.read_bytes()
+    except OSError as error:
         raise ConfigurationError(f"the policy file {path} cannot be read: {error}") from error
-    return policy, hashlib.sha256(content).hexdigest()
+
+
+def load_policy(path: Path | None) -> tuple[SafetyPolicy, str]:
+    """Read a policy file (TOML) and return it with the SHA-256 of its bytes. None is the shipped policy."""
+    content = read_policy_file(path)
+    try:
+        return parse_policy(content), digest_policy(content)
+    except ValueError as error:
+        raise ConfigurationError(f"the policy file {path}: {error}") from None

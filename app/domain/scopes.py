@@ -17,14 +17,22 @@ class Scope(StrEnum):
     """See jobs: events, checkpoints, steps, risk."""
     JOBS_WRITE = "jobs:write"
     """Create, estimate, pause, resume and cancel jobs."""
+    JOBS_RELEASE = "jobs:release"
+    """Release or reject a held job, and let one go on that the policy's gate paused."""
     ARTIFACTS_READ = "artifacts:read"
-    """Download weights."""
+    """Download weights, and the replies of evaluations."""
     AUDIT_READ = "audit:read"
     """Download evidence and proofs."""
+    LOG_READ = "log:read"
+    """Read the whole log of the installation, which tells of all projects how many jobs and records they have."""
     MODELS_READ = "models:read"
     """See base models and fine-tuned models."""
     MODELS_WRITE = "models:write"
     """Delete fine-tuned models."""
+    EVALUATIONS_READ = "evaluations:read"
+    """See evaluations of models, without the replies."""
+    EVALUATIONS_WRITE = "evaluations:write"
+    """Ask for evaluations, and cancel them."""
     CRITICS_READ = "critics:read"
     """See critics and safety sets."""
     CRITICS_WRITE = "critics:write"
@@ -60,7 +68,9 @@ class Role(StrEnum):
     """Runs the installation: everything, in every project."""
 
 
-_OPERATORS = frozenset({Scope.CRITICS_WRITE, Scope.METRICS_READ, Scope.ADMIN})
+_OPERATORS = frozenset(
+    {Scope.JOBS_RELEASE, Scope.LOG_READ, Scope.CRITICS_WRITE, Scope.METRICS_READ, Scope.ADMIN}
+)
 _OWNERS = frozenset({Scope.KEYS_READ, Scope.KEYS_WRITE, Scope.PERMISSIONS_WRITE})
 
 SCOPES_OF: dict[Role, frozenset[Scope]] = {

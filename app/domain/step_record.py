@@ -1,6 +1,6 @@
 """What one optimiser step reports: the numbers of the risk curve, the metrics events and the ledger."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class StepRecord:
 
     def to_dict(self) -> dict[str, object]:
         """Return the record as plain JSON values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        values = ((name, getattr(self, name)) for name in _NAMES)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+_NAMES = tuple(field.name for field in fields(StepRecord))

@@ -10,7 +10,8 @@ A log has several keys while they are rotated, and another origin after a fork. 
 import tomllib
 from typing import NamedTuple
 
-from app.domain.note import NoteError, VerifierKey, parse_key
+from app.domain.installation_log import Checkpoint, parse_checkpoint
+from app.domain.note import NoteError, VerifierKey, open_note, parse_key, split_note
 
 
 class Trust(NamedTuple):
@@ -23,7 +24,7 @@ def parse_trust(text: str) -> Trust:
     """Return what a trust policy says. Raises ValueError, naming the field, for one that says anything else."""
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"the trust policy is not TOML: {error}") from error
     logs = found.get("logs")
     if set(found) != {"logs"} or not isinstance(logs, list) or not logs:
@@ -44,6 +45,27 @@ def parse_trust(text: str) -> Trust:
             )
         trusted[origin] = tuple(_parse_key(f"{name}.keys[{at}]", key) for at, key in enumerate(keys))
     return Trust(trusted)
+
+
+def open_checkpoint(note: bytes, trust: Trust) -> tuple[Checkpoint, tuple[VerifierKey, ...]]:
+    """Return what a signed checkpoint says, and which trusted keys signed it: at least one.
+
+    Raises ValueError for what is no signed checkpoint, and for a log or a key that the policy does not know.
+    """
+    text, lines = split_note(note)
+    checkpoint = parse_checkpoint(text)
+    keys = trust.logs.get(checkpoint.origin)
+    if keys is None:
+        raise ValueError(f"it is of the log {checkpoint.origin}, which the trust policy does not name")
+    ids = {signature[:4].hex() for name, signature in lines if name == checkpoint.origin}
+    if ids.isdisjoint(key.id.hex() for key in keys):
+        raise ValueError(
+            f"it is signed by {', '.join(sorted(ids)) or 'nobody'}, and the trust policy knows no such key of the log"
+            f" {checkpoint.origin}. Where its operator rotated the key, get the new policy from him (tether log trust) by a"
+            " way that does not pass through the installation, and see that the log announces that key (the event"
+            " key.rotate); else do not trust it"
+        )
+    return checkpoint, open_note(note, keys)[1]
 
 
 def format_trust(origin: str, keys: list[VerifierKey]) -> str:

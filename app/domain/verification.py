@@ -1,5 +1,6 @@
 """What a verification knows so far, and the ways in which a check ends. Standard library only."""
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,18 @@ from app.domain.installation_log import Checkpoint, HeadLine
 from app.domain.leaf_schema import Leaf
 from app.domain.ledger import NO_LEAF, kind_of, version_of
 from app.domain.merkle import RootBuilder
+from app.domain.provenance import Chronicle
 from app.domain.report import Report
+from app.domain.retention import PrunedTree, PruningLine
 from app.domain.step_plan import Layout
 from app.domain.trust import Trust
 
 T = TypeVar("T")
+
+MAX_RECORDS = 2_000_000
+MAX_TABLE_ROWS = 2_000_000
+MAX_KEPT = 32_000_000
+"""Bounds of a verifier's memory, whoever made the bundle: records, entries of a risk table, rows that steps name."""
 
 
 class Broken(Exception):
@@ -39,7 +47,7 @@ class Step:
 
     seq: int
     data_epoch: int
-    rows: tuple[int, ...]
+    rows: "array[int]"
     trained_tokens: int
     """0 where the step was skipped."""
     skipped: bool
@@ -74,6 +82,15 @@ class Controls(NamedTuple):
     smoothed: float | None = None
 
 
+class Held(NamedTuple):
+    """What somebody kept of the log from before: a signed checkpoint and, where it is a receipt, the head under it."""
+
+    name: str
+    """Of the file, for messages."""
+    note: bytes
+    head: HeadLine | None
+
+
 @dataclass(slots=True)
 class JobSoFar:
     """The record at hand, and what those before it add up to."""
@@ -87,10 +104,35 @@ class JobSoFar:
     """What ties the record to a signed checkpoint, where the bundle has it."""
     trust: Trust | None = None
     """Whose signatures count, where the one that verifies says so."""
+    held: tuple[Held, ...] = ()
+    """What was kept from before, and is compared with the bundle."""
+    must_have_ended: bool = False
+    rows: Path | None = None
+    """Rows as tokens, to be held against their commitments."""
+    dataset_key: bytes | None = None
+    """The key of these commitments, where whoever verifies has it."""
+    commitments: dict[int, str] = field(default_factory=dict)
+    """Of each row in the risk table, where rows were given."""
+    pruning: PruningLine | None = None
+    """What the log says was pruned of the job, where anything was."""
+    pruned: PrunedTree = field(default_factory=PrunedTree)
+    """The records of which the bundle has only the hash."""
+
+    documents: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of each further member of the bundle, which the members have been held against."""
+    provenance: bytes | None = None
+    """The signed statement about the adapter, where the bundle has it."""
+    chronicle: Chronicle = field(default_factory=Chronicle)
+    """What that statement must say, by the records."""
 
     seq: int = 0
     hash: bytes = b""
     record: Leaf = field(default_factory=dict)
+    kind: str = ""
+    """Its type without the frame, such as "step"."""
+    version: int = 0
+    """The version of its type."""
+    body: Leaf = field(default_factory=dict)
     previous_hash: str = NO_LEAF
     tree: RootBuilder = field(default_factory=RootBuilder)
 
@@ -132,40 +174,52 @@ class JobSoFar:
     """The version of job.created."""
     run: Run | None = None
     """What the plan is made of, from the first step on that has one."""
+    kept: int = 0
+    """How much of the records is kept, in rows of a step; a live score takes as much as sixteen."""
     replayed: int = 0
     superseded: int = 0
     resumes: int = 0
     checkpoints: set[tuple[int, str]] = field(default_factory=set)
     adapters: set[tuple[int, str | None]] = field(default_factory=set)
     """The step and the digest of each adapter that stands: of checkpoints (None without a name), and what was published."""
+    gate_start: Leaf | None = None
+    """What the policy's gate found before the first step."""
+    gate_pause_due: bool = False
+    """Whether that asked for a pause that has not come yet."""
+    gate: Leaf | None = None
+    """What it found before the release."""
+    evaluation: Leaf | None = None
+    """What was evaluated before the release."""
     published: Leaf | None = None
     end: Leaf | None = None
     heads: "Heads | None" = None
     """The heads in the installation's log, as far as they were compared."""
 
     @property
+    def gate_floor(self) -> float:
+        """The least beta of every step that the gate asked for at the start."""
+        return float(self.gate_start["floor"]) if self.gate_start else 0.0
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the bundle is of the form in which hashes may stand for records."""
+        return self.log is not None and self.log.pruning is not None
+
+    @property
     def forms(self) -> tuple[int, ...]:
         """The versions that a record of this kind may have beside this job.created."""
         return _FORMS.get(self.kind, {}).get(self.begun_in, (self.version,))
 
-    @property
-    def kind(self) -> str:
-        """The type without its frame, such as "step"."""
-        return kind_of(self.record)
-
-    @property
-    def version(self) -> int:
-        """The version of the type."""
-        return version_of(self.record)
-
-    @property
-    def body(self) -> Leaf:
-        body: Leaf = self.record["body"]
-        return body
+    def pass_over(self, index: int, digest: bytes) -> None:
+        """Add a record that was pruned: only its hash is known."""
+        self.pruned.append(index, digest)
+        self.previous_hash = digest.hex()
+        self.tree.append(digest)
 
     def begin(self, index: int, digest: bytes, record: Leaf) -> None:
         """Take up the next record."""
         self.seq, self.hash, self.record = index, digest, record
+        self.kind, self.version, self.body = kind_of(record), version_of(record), record["body"]
 
     def finish(self) -> None:
         """Add the record at hand to what is known. Every check has seen it; it may still be nonsense."""
@@ -182,10 +236,6 @@ class JobSoFar:
             case "job.resume":
                 self.owner = (self.attempt, self.epoch)
                 self._supersede(body["from_step"])
-            case "risk.table":
-                self.table = body
-            case "anchors" | "alignment" as name:
-                setattr(self, name, body)
             case "step":
                 self._add_step(body)
             case "monitor":
@@ -202,23 +252,31 @@ class JobSoFar:
             case "adapter.published":
                 self.published = body
                 self.adapters.add((body["step"], body["zip_sha256"]))
-            case "job.end":
-                self.end = body
+            case name if name in _KEPT_WHOLE:
+                setattr(self, _KEPT_WHOLE[name], body)
 
     def _add_step(self, body: Leaf) -> None:
         skipped = body.get("skipped", False)
         tokens = 0 if skipped else body["tokens"]
-        self.steps.append(Step(self.seq, body["data_epoch"], tuple(body["rows"]), tokens, skipped))
+        self._count(len(body["rows"]))
+        self.steps.append(Step(self.seq, body["data_epoch"], array("q", body["rows"]), tokens, skipped))
         self.controls.append(Controls(self.controls[-1].monitor, body.get("s_smoothed")))
 
+    def _count(self, places: int) -> None:
+        """Count what is kept of the records. Raises ValueError where that is more than a verifier's memory should hold."""
+        self.kept += places
+        if self.kept > MAX_KEPT:
+            raise ValueError(f"the steps and live scores so far name more than {MAX_KEPT} rows")
+
     def _add_scores(self, body: Leaf) -> None:
+        self._count(16 * len(body["scores"]))
         for score in body["scores"]:
             self.live[score["row"], score["asked_at"]] = (body["step"], score["s"])
             self.live_s_of_row[score["row"]] = score["s"]
 
     def _obey(self, command: str) -> None:
         if command == "pause":
-            self.paused, self.pause_due = True, None
+            self.paused, self.pause_due, self.gate_pause_due = True, None, False
         elif command == "resume":
             self.paused = False
 
@@ -237,8 +295,20 @@ class JobSoFar:
         self.adapters = {(step, digest) for step, digest in self.adapters if step <= from_step}
         if self.published and self.published["step"] > from_step:
             self.published = None
+        if self.evaluation and self.evaluation["step"] > from_step:
+            self.evaluation = None
 
 
+_KEPT_WHOLE = {
+    "risk.table": "table",
+    "anchors": "anchors",
+    "alignment": "alignment",
+    "gate.start": "gate_start",
+    "eval": "evaluation",
+    "gate": "gate",
+    "job.end": "end",
+}
+"""Where what a record says is kept as it is, by its type."""
 _FORMS: dict[str, dict[int, tuple[int, ...]]] = {
     # A newer risk table says more, as newer records of the sets do: a job that waited for an upgrade has them.
     "risk.table": {1: (1,), 2: (2, 3), 3: (2, 3), 4: (3,)},

@@ -6,12 +6,14 @@ from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import Response
 
 from app.auth import require
+from app.database import read_only
 from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SessionDep, SettingsDep, needs
 from app.domain.scopes import Scope
 from app.downloads import send_stored
 from app.errors import InvalidRequest
-from app.files import repository, service
+from app.files import erasure, repository, service
 from app.files.schemas import file_to_wire
+from app.notary.downloads import note_download
 from app.pages import build_page
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -71,14 +73,34 @@ def delete_file(caller: CallerDep, session: SessionDep, file_id: str) -> dict[st
     return {"id": file_id, "object": "file", "deleted": True}
 
 
+@router.post("/{file_id}/erase", dependencies=[needs(Scope.FILES_WRITE)])
+def erase_file(caller: CallerDep, session: SessionDep, file_id: str) -> dict[str, Any]:
+    """Erase a data file: its bytes, what was found of its rows, and the key of their digests. It cannot be undone."""
+    return erasure.erase_file(session, caller, file_id)
+
+
+@router.get("/{file_id}/commitment_key", dependencies=[needs(Scope.AUDIT_READ)])
+def retrieve_commitment_key(caller: CallerDep, session: SessionDep, file_id: str) -> dict[str, Any]:
+    """Return the key of the digests by which records name a file's rows, deleted or not; the log is told who read it."""
+    return erasure.read_key(session, caller, file_id)
+
+
 @router.get("/{file_id}/content", dependencies=[needs(Scope.FILES_READ)])
 def retrieve_content(
-    request: Request, caller: CallerDep, session: ReadSessionDep, settings: SettingsDep, file_id: str
+    request: Request,
+    caller: CallerDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    file_id: str,
 ) -> Response:
     """Return the bytes of a file."""
-    file = service.get_file(session, caller.project_id, file_id)
+    with read_only(database) as session:
+        file = service.get_file(session, caller.project_id, file_id)
+        is_adapter = file.purpose == service.RESULTS and repository.is_adapter(session, file.sha256)
     if file.purpose == service.RESULTS:
         require(caller, Scope.ARTIFACTS_READ)
+    if is_adapter:
+        note_download(database, key_id=caller.key_id, subject=file.job_id or file.id, sha256=file.sha256)
     return send_stored(
         request,
         settings.storage,

@@ -7,7 +7,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, and_, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from app.domain.job import TERMINAL, State
+from app.domain.job import RECORDED, TERMINAL, State
 from app.models.base import utc_now
 from app.models.base_model import Critic
 from app.models.file import File
@@ -19,8 +19,16 @@ from app.pages import unknown_cursor
 
 
 def _is_there() -> ColumnElement[bool]:
-    """Say of a file that it was not deleted and has not expired, whether or not the reconciler has seen that yet."""
-    return and_(File.deleted_at.is_(None), or_(File.expires_at.is_(None), File.expires_at > utc_now()))
+    """Say of a file that it was not deleted and has not expired, whether or not the reconciler has seen that yet.
+
+    The result files of a job are not there before the job has succeeded: nothing of it leaves while it is held.
+    """
+    released = select(Work.id).where(Work.id == File.job_id, Work.state == State.SUCCEEDED).exists()
+    return and_(
+        File.deleted_at.is_(None),
+        or_(File.expires_at.is_(None), File.expires_at > utc_now()),
+        or_(File.job_id.is_(None), released),
+    )
 
 
 def get_file(session: Session, project_id: str, file_id: str) -> File | None:
@@ -64,9 +72,40 @@ def find_unfinished_job(session: Session, file_id: str) -> str | None:
         select(Job.id)
         .join(Job.work)
         .where(or_(Job.training_file == file_id, Job.validation_file == file_id))
-        .where(Work.state.not_in(TERMINAL))
+        .where(Work.state.not_in(RECORDED))
         .limit(1)
     ).one_or_none()
+
+
+def list_twins(session: Session, file: File) -> Sequence[str]:
+    """Return the other files of the project that have the same bytes and were not erased."""
+    return session.scalars(
+        select(File.id)
+        .where(File.project_id == file.project_id, File.sha256 == file.sha256, File.id != file.id)
+        .where(File.erased_at.is_(None))
+        .order_by(File.created_at, File.id)
+    ).all()
+
+
+def list_derived(session: Session, file: File) -> Sequence[str]:
+    """Return the files that were made of this one by leaving rows out, and were not erased."""
+    return session.scalars(
+        select(File.id)
+        .where(File.project_id == file.project_id, File.derived_from["file"].as_string() == file.id)
+        .where(File.erased_at.is_(None))
+        .order_by(File.created_at, File.id)
+    ).all()
+
+
+def list_models_of(session: Session, file: File) -> Sequence[str]:
+    """Return the models that learnt from a file, or were chosen by it, and were not deleted."""
+    found = session.scalars(
+        select(Job.fine_tuned_model)
+        .where(or_(Job.training_file == file.id, Job.validation_file == file.id))
+        .where(Job.fine_tuned_model.is_not(None), Job.model_deleted_at.is_(None))
+        .order_by(Job.created_at, Job.id)
+    )
+    return [model for model in found if model]
 
 
 def _is_over() -> ColumnElement[bool]:
@@ -103,6 +142,13 @@ def list_deleted(session: Session, before: datetime) -> Sequence[File]:
         .where(File.deleted_at < before, File.bytes_removed_at.is_(None))
         .order_by(File.deleted_at)
     ).all()
+
+
+def is_adapter(session: Session, sha256: str) -> bool:
+    """Say whether these bytes are weights that a job made."""
+    found = select(Job.id).where(Job.adapter_sha256 == sha256)
+    found_early = select(Checkpoint.id).where(Checkpoint.adapter_sha256 == sha256)
+    return any(session.scalars(query.limit(1)).one_or_none() is not None for query in (found, found_early))
 
 
 def is_in_use(session: Session, sha256: str) -> bool:

@@ -13,7 +13,14 @@ from app import queue, storage
 from app.database import Database, read_only, unit_of_work
 from app.domain.dataset import Findings, check_training_lines, read_lines
 from app.domain.job import WorkKind
-from app.errors import Conflict, InvalidRequest, InvalidTrainingFile, NotFound, StorageUnavailable
+from app.errors import (
+    Conflict,
+    InvalidRequest,
+    InvalidTrainingFile,
+    NotFound,
+    StorageUnavailable,
+    TetherError,
+)
 from app.files import repository
 from app.models.base import new_id, utc_now
 from app.models.file import File
@@ -52,17 +59,30 @@ def create_file(
     with read_only(database) as session:
         take_storage(session, settings, project_id, size, lock=False)
     stored = storage.store_stream(settings.storage, stream, max_bytes=settings.max_file_bytes)
+    try:
+        with unit_of_work(database) as session:
+            take_storage(session, settings, project_id, size)
+            return admit_file(
+                session,
+                project_id=project_id,
+                filename=filename,
+                purpose=purpose,
+                stored=stored,
+                found=found,
+                expires_after_s=expires_after_s,
+            )
+    except TetherError:
+        note_unwanted(database, project_id, filename, purpose, stored)
+        raise
+
+
+def note_unwanted(
+    database: Database, project_id: str, filename: str, purpose: str, stored: storage.Stored
+) -> None:
+    """Have bytes that were stored for nothing let go as those of a deleted file are: later, unless they are needed."""
     with unit_of_work(database) as session:
-        take_storage(session, settings, project_id, size)
-        return admit_file(
-            session,
-            project_id=project_id,
-            filename=filename,
-            purpose=purpose,
-            stored=stored,
-            found=found,
-            expires_after_s=expires_after_s,
-        )
+        file = add_file(session, project_id=project_id, filename=filename, purpose=purpose, stored=stored)
+        file.deleted_at = utc_now()
 
 
 def check_purpose(purpose: str) -> None:
@@ -126,9 +146,18 @@ def keep_findings(file: File, record: dict[str, Any]) -> None:
 
 
 def add_file(
-    session: Session, *, project_id: str, filename: str, purpose: str, stored: storage.Stored
+    session: Session,
+    *,
+    project_id: str,
+    filename: str,
+    purpose: str,
+    stored: storage.Stored,
+    job_id: str | None = None,
 ) -> File:
-    """Insert the row of a stored file. Its name is a label only and never part of a path."""
+    """Insert the row of a stored file. Its name is a label only and never part of a path.
+
+    A file with a `job_id` is a result of that job, and nobody sees it before the job has succeeded.
+    """
     file = File(
         id=new_id("file-"),
         project_id=project_id,
@@ -137,6 +166,7 @@ def add_file(
         size_bytes=stored.size_bytes,
         sha256=stored.sha256,
         status="processed",
+        job_id=job_id,
         commitment_key=secrets.token_bytes(32),
         created_at=utc_now(),
     )
@@ -150,10 +180,12 @@ def make_label(filename: str) -> str:
     return (PurePosixPath(PureWindowsPath(filename).name).name or "file")[:255]
 
 
-def refuse_rows(found: Findings, file: str = "training file") -> InvalidTrainingFile:
+def refuse_rows(
+    found: Findings, file: str = "training file", *, param: str = "file", code: str | None = None
+) -> InvalidTrainingFile:
     """Return the error that says what is wrong with a file: the first problems as text, more of them in its fields."""
     headline, shown = found.describe(file)
-    return InvalidTrainingFile(headline, problems=shown, param="file", details=found.to_wire())
+    return InvalidTrainingFile(headline, problems=shown, param=param, code=code, details=found.to_wire())
 
 
 def get_data_file(session: Session, project_id: str, file_id: str, *purposes: str) -> File:

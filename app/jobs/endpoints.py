@@ -29,12 +29,15 @@ from app.domain.risk_curve import build_packed_curve, to_csv
 from app.domain.scopes import Scope
 from app.downloads import send_stored
 from app.errors import InvalidRequest
+from app.evaluations.repository import find_results
+from app.evidence.documents import build_documents
 from app.idempotency import AttemptDep, once
 from app.integrations.service import check_integrations, start_exports
-from app.jobs import repository, service
+from app.jobs import approval, repository, service
 from app.jobs.charts import render_curve
 from app.jobs.live import Reply, find_start
 from app.jobs.schemas import (
+    Decision,
     JobCreate,
     Metadata,
     checkpoint_to_wire,
@@ -45,7 +48,9 @@ from app.jobs.schemas import (
 )
 from app.jobs.stream import EventStream, follow_job, reply_when_changed
 from app.models.job import Job
+from app.notary.downloads import note_download
 from app.pages import build_page
+from app.policies.service import policy_in_force
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -72,7 +77,8 @@ def create_job(
 
     def create() -> dict[str, Any]:
         check_integrations(settings, body.integrations)
-        job = service.create_job(session, caller, *policy, body, settings=settings)
+        in_force = policy_in_force(session, caller.project_id, policy)
+        job = service.create_job(session, caller, *in_force, body, settings=settings)
         start_exports(session, job, body.integrations)
         return job_to_wire(job, service.get_job_critics(session, job))
 
@@ -169,6 +175,22 @@ def resume_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str,
     return job_to_wire(job, service.get_job_critics(session, job))
 
 
+@router.post("/{job_id}/release", dependencies=[needs(Scope.JOBS_RELEASE)])
+def release_job(caller: CallerDep, session: SessionDep, job_id: str, body: Decision) -> dict[str, Any]:
+    """Approve the release of a held job; with the last approval that its policy asks for, it has succeeded."""
+    job = service.get_job(session, caller.project_id, job_id)
+    approval.release_job(session, caller, job, body.reason)
+    return job_to_wire(job, service.get_job_critics(session, job))
+
+
+@router.post("/{job_id}/reject", dependencies=[needs(Scope.JOBS_RELEASE)])
+def reject_job(caller: CallerDep, session: SessionDep, job_id: str, body: Decision) -> dict[str, Any]:
+    """Reject a held job: it has failed, and its weights go."""
+    job = service.get_job(session, caller.project_id, job_id)
+    approval.reject_job(session, caller, job, body.reason)
+    return job_to_wire(job, service.get_job_critics(session, job))
+
+
 @router.get("/{job_id}/events", dependencies=[needs(Scope.JOBS_READ)])
 def list_events(
     caller: CallerDep, session: ReadSessionDep, job_id: str, after: After = None, limit: Limit = 20
@@ -186,7 +208,9 @@ def list_checkpoints(
     """List a job's checkpoints, newest first."""
     job = service.get_job(session, caller.project_id, job_id)
     checkpoints = repository.list_named_checkpoints(session, job, after=after, limit=limit)
-    return build_page([checkpoint_to_wire(checkpoint) for checkpoint in checkpoints], limit)
+    found = find_results(session, caller.project_id, [str(each.name) for each in checkpoints])
+    data = [checkpoint_to_wire(each, found.get(str(each.name))) for each in checkpoints]
+    return build_page(data, limit)
 
 
 @router.get("/{job_id}/steps", dependencies=[needs(Scope.JOBS_READ)])
@@ -199,6 +223,7 @@ def list_steps(
 ) -> dict[str, Any]:
     """List the lossless step records after the step `after`, in order."""
     job = service.get_job(session, caller.project_id, job_id)
+    service.check_steps_kept(job)
     steps = repository.list_steps(session, job, after=after, limit=limit + 1)
     data = [{**step.record, "validation": step.validation} for step in steps[:limit]]
     return {"object": "list", "data": data, "has_more": len(steps) > limit}
@@ -222,6 +247,7 @@ async def retrieve_risk(
     def make() -> Response:
         with read_only(database) as session:
             job = service.get_job(session, caller.project_id, job_id)
+            service.check_steps_kept(job)
             # Whatever changes a step is in the ledger, so that its head names the steps as they are.
             etag = etag_of(job.id, job.work.ledger_head, job.total_steps, max_points, format)
 
@@ -255,25 +281,30 @@ def _draw_curve(
 def retrieve_adapter(
     request: Request,
     caller: CallerDep,
-    session: ReadSessionDep,
+    database: DatabaseDep,
     settings: SettingsDep,
     job_id: str,
 ) -> Response:
     """Return the adapter as one zip of an ordinary PEFT folder."""
-    return send_adapter(request, settings, find_adapter(session, caller.project_id, job_id), job_id)
+    with read_only(database) as session:
+        sha256 = find_adapter(session, caller.project_id, job_id)
+    note_download(database, key_id=caller.key_id, subject=job_id, sha256=sha256)
+    return send_adapter(request, settings, sha256, job_id)
 
 
 @router.get("/{job_id}/checkpoints/{checkpoint_id}/adapter", dependencies=[needs(Scope.ARTIFACTS_READ)])
 def retrieve_checkpoint_adapter(
     request: Request,
     caller: CallerDep,
-    session: ReadSessionDep,
+    database: DatabaseDep,
     settings: SettingsDep,
     job_id: str,
     checkpoint_id: str,
 ) -> Response:
     """Return the adapter as it was at a checkpoint, once the job has succeeded."""
-    sha256 = find_adapter(session, caller.project_id, job_id, checkpoint_id)
+    with read_only(database) as session:
+        sha256 = find_adapter(session, caller.project_id, job_id, checkpoint_id)
+    note_download(database, key_id=caller.key_id, subject=checkpoint_id, sha256=sha256)
     return send_adapter(request, settings, sha256, checkpoint_id)
 
 
@@ -289,11 +320,13 @@ def send_adapter(request: Request, settings: Settings, sha256: str, of: str) -> 
 
 
 @router.get("/{job_id}/evidence", dependencies=[needs(Scope.AUDIT_READ)])
-def retrieve_evidence(caller: CallerDep, session: ReadSessionDep, job_id: str) -> Response:
-    """Return the bundle for `tether verify`."""
+def retrieve_evidence(
+    caller: CallerDep, session: ReadSessionDep, settings: SettingsDep, job_id: str
+) -> Response:
+    """Return the bundle for `tether verify`, with the documents that are made of it."""
     job = service.get_job(session, caller.project_id, job_id)
     return Response(
-        build_evidence(session, job.id),
+        build_evidence(session, job.id, build_documents(session, settings, job)),
         media_type="application/zip",
         headers={
             **ATTACHMENT,

@@ -9,6 +9,7 @@ from app.conditional import encode, etag_of
 from app.database import Database, read_only
 from app.domain.job import TERMINAL, State
 from app.jobs import repository, service
+from app.jobs.messages import message
 from app.jobs.repository import Head
 from app.jobs.schemas import event_to_wire, job_to_wire
 from app.jobs.waker import Look, Update
@@ -32,11 +33,11 @@ class Backlog(NamedTuple):
 
     job: dict[str, Any]
     is_over: bool
-    events: Sequence[tuple[int, dict[str, Any]]]
-    """Number and wire form of each, oldest first."""
+    events: Sequence[tuple[int, bytes]]
+    """Number and message of each, oldest first."""
     has_more: bool
-    step: dict[str, Any] | None
-    """The newest step's record."""
+    step: bytes
+    """The message of the newest step, if there is one."""
 
 
 def find_start(database: Database, project_id: str, job_id: str, after: str | None) -> int:
@@ -59,7 +60,7 @@ def read_backlog(database: Database, project_id: str, job_id: str, after: int) -
             is_over=State(job.work.state) in TERMINAL,
             events=_numbered(events[:EVENTS_A_LOOK]),
             has_more=len(events) > EVENTS_A_LOOK,
-            step=repository.get_newest_record(session, job.id),
+            step=_newest_step(session, job.id),
         )
 
 
@@ -99,14 +100,19 @@ def _update(session: Session, job_id: str, before: Head, head: Head) -> Update:
     if len(events) == EVENTS_A_LOOK:
         # The rest comes with the next look; so does the state, which must not overtake the events before it.
         return Update(before._replace(event_number=events[-1].number), _numbered(events))
-    step = repository.get_newest_record(session, job_id) if head.step != before.step else None
-    changed = head.state != before.state
-    job = _wire(session, repository.load_job(session, job_id)) if changed else None
-    return Update(head, _numbered(events), step, job, is_over=State(head.state) in TERMINAL)
+    rest = _newest_step(session, job_id) if head.step != before.step else b""
+    if head.state != before.state:
+        rest += message("job", _wire(session, repository.load_job(session, job_id)))
+    return Update(head, _numbered(events), rest, is_over=State(head.state) in TERMINAL)
 
 
-def _numbered(events: Sequence[Event]) -> tuple[tuple[int, dict[str, Any]], ...]:
-    return tuple((event.number, event_to_wire(event)) for event in events)
+def _newest_step(session: Session, job_id: str) -> bytes:
+    record = repository.get_newest_record(session, job_id)
+    return b"" if record is None else message("step", record)
+
+
+def _numbered(events: Sequence[Event]) -> tuple[tuple[int, bytes], ...]:
+    return tuple((event.number, message("event", event_to_wire(event), id=event.id)) for event in events)
 
 
 def _wire(session: Session, job: Job) -> dict[str, Any]:

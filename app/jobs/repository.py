@@ -196,7 +196,7 @@ def save_step(session: Session, job: OfProject, step: int, record: dict[str, Any
     The steps before it have all that they will ever say, the run-level monitor's measurement too, so that they are
     packed now where there are enough of them.
     """
-    session.execute(
+    session.connection().execute(
         _ADD_STEP, {"job_id": job.id, "project_id": job.project_id, "step": step, "record": record}
     )
     if step % STEPS_A_PIECE == 1 and step > 1:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.critics.repository import get_critic, get_newest_critic
+from app.critics.repository import get_critic, get_newest_critic, has_fit_under_way
 from app.domain.control_law import compute_s, compute_threshold, fitted_ids
 from app.domain.rubric import judge_digest
 from app.domain.safety_spec import (
@@ -158,6 +158,13 @@ def _find_critic(session: Session, base: BaseModel, wanted: ActivationCritic, fi
     if wanted.id is None:
         category = wanted.category or DEFAULT_CATEGORY
         newest = get_newest_critic(session, base, category)
+        if newest is None and has_fit_under_way(session, base):
+            raise InvalidRequest(
+                f"{field}: the critic of the base model {base.name!r} is still being fitted; ask again when `tether critics"
+                " list` says that it succeeded",
+                param=field,
+                code="critic_not_found",
+            )
         if newest is None:
             raise _no_critic(base, field, f"none of the category {category!r} was fitted yet", category)
         return newest

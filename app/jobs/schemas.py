@@ -13,6 +13,7 @@ from app.domain.safety_spec import DEFAULT_CATEGORY, Safety, safety_from_preset
 from app.domain.training_spec import Hyperparameters, Method, TrainingOptions
 from app.integrations.schemas import Integration
 from app.models.base_model import Critic
+from app.models.evaluation import Evaluation
 from app.models.job import Checkpoint, Event, Job
 
 ORGANISATION = "org-tether"
@@ -55,6 +56,13 @@ class JobCreate(Frozen):
         return self.hyperparameters or (supervised and supervised.hyperparameters) or Hyperparameters()
 
 
+class Decision(Frozen):
+    """The body of `POST /v1/fine_tuning/jobs/{job_id}/release` and `…/reject`."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")]
+    """Why. It is kept; the log has its digest."""
+
+
 def job_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any]:
     """Return OpenAI's job object with our `safety` and `training` beside it."""
     work = job.work
@@ -88,7 +96,9 @@ def job_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any]:
             **safety,
             "critic": critic_to_wire(job, fitted),
             "state": state,
+            "gate": gate_to_wire(job),
             "pause_reason": work.args.get("pause", {}).get("reason"),
+            "waits_for": (work.turn or {}).get("waits_for") if state in _WAITING else None,
             "protected": is_protected(safety),
             "risk_mean": job.risk_mean,
             "beta_mean": job.beta_mean,
@@ -101,13 +111,41 @@ def job_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any]:
             "started_at": _seconds(work.started_at),
             "steps_completed": job.step,
             "total_steps": job.total_steps,
+            "steps_pruned_at": _seconds(job.pruned_at),
         },
         "priority": work.priority,
         "queue": work.turn if state is State.QUEUED else None,
     }
 
 
-_STANDING = (State.PAUSED, State.SIGNING, State.SUCCEEDED, State.FAILED, State.CANCELLED)
+def gate_to_wire(job: Job) -> dict[str, Any] | None:
+    """Return the gate that a job was created under, and what it found; None where its policy has none."""
+    if job.gate is None:
+        return None
+    found = job.gate_result or {}
+    # Only what is held is ever decided about by people.
+    decisions = job.decisions if found.get("verdict") == "hold" else []
+    return {
+        "policy": job.gate["policy"],
+        "second_person": job.gate["second_person"],
+        "start": found.get("start"),
+        "verdict": found.get("verdict"),
+        "limits": found.get("limits", []),
+        "evaluation_error": found.get("evaluation_error"),
+        "decisions": [
+            {
+                "decision": each.decision,
+                "by": each.key_id,
+                "at": _seconds(each.created_at),
+                "reason": each.reason,
+            }
+            for each in decisions
+        ],
+    }
+
+
+_WAITING = (State.QUEUED, State.SIGNING)
+_STANDING = (State.PAUSED, State.SIGNING, State.HELD, State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 def critic_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any] | None:
@@ -165,8 +203,9 @@ def event_to_wire(event: Event) -> dict[str, Any]:
     }
 
 
-def checkpoint_to_wire(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return OpenAI's checkpoint object."""
+def checkpoint_to_wire(checkpoint: Checkpoint, evaluation: Evaluation | None) -> dict[str, Any]:
+    """Return OpenAI's checkpoint object, with its risk and the newest evaluation of it, to choose one by."""
+    metrics = checkpoint.metrics
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",
@@ -174,7 +213,14 @@ def checkpoint_to_wire(checkpoint: Checkpoint) -> dict[str, Any]:
         "fine_tuned_model_checkpoint": checkpoint.name,
         "fine_tuning_job_id": checkpoint.job_id,
         "step_number": checkpoint.step,
-        "metrics": checkpoint.metrics,
+        "metrics": metrics,
+        "safety": {
+            "risk_mean": metrics.get("run_risk_mean"),
+            "risk_max": metrics.get("run_risk_max"),
+            "beta_mean": metrics.get("run_beta_mean"),
+            "valid_loss": metrics.get("full_valid_loss"),
+            "evaluation": evaluation and {"id": evaluation.id, **(evaluation.result or {})},
+        },
     }
 
 

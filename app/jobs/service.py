@@ -8,18 +8,21 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.audit.repository import append_leaf
-from app.auth import Caller
+from app.auth import Caller, require
 from app.base_models.repository import get_base_model
 from app.base_models.service import find_base_model
 from app.base_models.tuned import TunedModel
+from app.domain.gate import GATE
 from app.domain.job import OWNED, RECORDED, Desired, State, WorkKind
 from app.domain.ledger import digest_of
 from app.domain.safety_policy import SafetyPolicy
 from app.domain.safety_spec import AnySafety, Safety
+from app.domain.scopes import Scope
 from app.domain.training_spec import Hyperparameters, TrainingOptions, TrainingSpec, resolve
-from app.errors import Conflict, InvalidRequest, NotFound
+from app.errors import Conflict, Gone, InvalidRequest, NotFound
 from app.files.repository import get_file
 from app.jobs import repository
+from app.jobs.approval import check_other_person
 from app.jobs.lineage import adapter_shape, extend_lineage, find_parent, parent_body
 from app.jobs.safety import Chosen, automatic_threshold, choose, critic_digest, list_fitted
 from app.jobs.schemas import JobCreate
@@ -29,6 +32,7 @@ from app.models.file import File
 from app.models.job import Job
 from app.models.safety_set import SafetySet
 from app.models.work import Work
+from app.policies.service import pin_gate
 from app.quotas.service import take_place_in_queue
 from app.settings import Settings
 from app.work import repository as work_repository
@@ -53,14 +57,7 @@ def create_job(
     """
     take_place_in_queue(session, settings, caller.project_id)
     judge_model = settings.judge_model
-    policy.check(body.safety)
-    parent = find_parent(session, caller, body)
-    base = _usable_base(session, body, parent)
-    chosen = choose(session, base, body.safety, judge_model)
-    policy.check_categories(chosen.safety)
-    files = [_usable_file(session, caller, "training_file", body.training_file)]
-    if body.validation_file is not None:
-        files.append(_usable_file(session, caller, "validation_file", body.validation_file))
+    parent, base, chosen, files = _check_request(session, caller, policy, body, judge_model)
     ready = all(file.status == "processed" for file in files)
     work = work_repository.add_work(
         session,
@@ -91,6 +88,7 @@ def create_job(
         lineage=extend_lineage(parent),
         step=0,
         result_files=[],
+        gate=pin_gate(policy, policy_digest),
         created_at=work.created_at,
     )
     session.add(job)
@@ -118,6 +116,30 @@ def create_job(
     return job
 
 
+class _Checked(NamedTuple):
+    """What a request names, found and allowed."""
+
+    parent: TunedModel | None
+    base: BaseModel
+    chosen: Chosen
+    files: list[File]
+    """The training file, and the validation file where there is one."""
+
+
+def _check_request(
+    session: Session, caller: Caller, policy: SafetyPolicy, body: JobCreate, judge_model: str
+) -> _Checked:
+    policy.check(body.safety)
+    parent = find_parent(session, caller, body)
+    base = _usable_base(session, body, parent)
+    chosen = choose(session, base, body.safety, judge_model)
+    policy.check_categories(chosen.safety)
+    files = [_usable_file(session, caller, "training_file", body.training_file)]
+    if body.validation_file is not None:
+        files.append(_usable_file(session, caller, "validation_file", body.validation_file))
+    return _Checked(parent, base, chosen, files)
+
+
 class Plan(NamedTuple):
     """What a job of a request would be."""
 
@@ -135,14 +157,7 @@ def plan_job(
 
     Raises as `create_job` does, and Conflict while one of the files is still being checked.
     """
-    policy.check(body.safety)
-    parent = find_parent(session, caller, body)
-    base = _usable_base(session, body, parent)
-    chosen = choose(session, base, body.safety, judge_model)
-    policy.check_categories(chosen.safety)
-    files = [_usable_file(session, caller, "training_file", body.training_file)]
-    if body.validation_file is not None:
-        files.append(_usable_file(session, caller, "validation_file", body.validation_file))
+    parent, base, chosen, files = _check_request(session, caller, policy, body, judge_model)
     for file in files:
         if file.rows is None:
             raise Conflict(
@@ -229,10 +244,16 @@ def pause_job(session: Session, caller: Caller, job_id: str) -> Job:
 
 
 def resume_job(session: Session, caller: Caller, job_id: str) -> Job:
-    """Let a paused job go on. A pause that has not begun is taken back; a job that just pauses goes on after it."""
+    """Let a paused job go on. A pause that has not begun is taken back; a job that just pauses goes on after it.
+
+    One that the policy's gate paused waits for approval, and so for whoever may release a held job.
+    """
     job, state = _wish(session, caller, job_id, Desired.RUN, "resumed")
     work = job.work
     asked = work.args.get("pause")
+    if asked and asked["by"] == GATE:
+        require(caller, Scope.JOBS_RELEASE)
+        check_other_person(session, caller, job)
     if state is State.PAUSED:
         if not work_repository.take_over(session, work):
             raise Conflict(f"the job {job.id} is just being changed; send the resume again")
@@ -255,6 +276,12 @@ def _wish(session: Session, caller: Caller, job_id: str, desired: Desired, done:
     work_repository.set_desired(session, work.id, desired)
     session.refresh(work)
     state = State(work.state)
+    if state is State.HELD:
+        raise Conflict(
+            f"the job {job.id} is held by the gate of the operator's policy, and cannot be {done}; a key with the scope"
+            f" {Scope.JOBS_RELEASE.value!r} releases or rejects it",
+            code="job_held",
+        )
     if state in RECORDED:
         raise Conflict(
             f"the job {job.id} has ended as {state}; only a job that has not ended can be {done}",
@@ -279,6 +306,16 @@ def get_job(session: Session, project_id: str, job_id: str) -> Job:
 def no_job(job_id: str) -> NotFound:
     """Return what says that the project has no such job."""
     return NotFound(f"no fine-tuning job has the id {job_id!r} in this project", param="fine_tuning_job_id")
+
+
+def check_steps_kept(job: Job) -> None:
+    """Raise Gone where the records of a job's steps were pruned."""
+    if job.pruned_at is not None:
+        raise Gone(
+            f"the records of the steps of {job.id} were pruned on {job.pruned_at:%Y-%m-%d}, as the operator keeps them for a"
+            " limited time; the job's object has the means of its risk and beta, and its evidence the hashes of the records",
+            code="steps_pruned",
+        )
 
 
 def get_job_critics(session: Session, job: Job) -> list[Critic]:

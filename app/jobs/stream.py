@@ -7,7 +7,6 @@ and at last `end`, whose data say why nothing comes after it.
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from app.auth import Caller
 from app.database import Database
 from app.errors import NotAuthenticated
 from app.jobs import live
+from app.jobs.messages import message
 from app.jobs.waker import Ended, Waker
 
 RETRY_MS = 2000
@@ -102,14 +102,14 @@ async def follow_job(
             backlog = await run_in_threadpool(live.read_backlog, database, caller.project_id, job_id, after)
             if job is None or job["safety"]["state"] != backlog.job["safety"]["state"]:
                 job = backlog.job
-                yield _message("job", job)
+                yield message("job", job)
             for number, event in backlog.events:
                 after = number
                 if watch.ended is None:
-                    yield _message("event", event, id=event["id"])
+                    yield event
             has_more, is_over = backlog.has_more, backlog.is_over
-            if not has_more and backlog.step is not None:
-                yield _message("step", backlog.step)
+            if not has_more and backlog.step:
+                yield backlog.step
         is_over = is_over and not has_more
         while not is_over and watch.ended is None:
             update = await watch.next(HEARTBEAT_S)
@@ -117,24 +117,16 @@ async def follow_job(
                 if watch.ended is None:
                     yield format_sse_event(comment="heartbeat")
                 continue
-            for number, event in update.events:
-                # What the backlog brought comes once more with the first look after it.
-                if number > after:
-                    after = number
-                    yield _message("event", event, id=event["id"])
-            if update.step is not None:
-                yield _message("step", update.step)
-            if update.job is not None:
-                yield _message("job", update.job)
+            # What the backlog brought comes once more with the first look after it.
+            news = b"".join(event for number, event in update.events if number > after) + update.rest
+            after = max(after, update.head.event_number)
+            if news:
+                yield news
             is_over = update.is_over
         reason = watch.ended or JOB_ENDED
-        yield _message(
+        yield message(
             "end", {"object": "fine_tuning.job.stream_end", "reason": reason, "message": ADVICE[reason]}
         )
-
-
-def _message(name: str, data: dict[str, Any], *, id: str | None = None) -> bytes:
-    return format_sse_event(data_str=json.dumps(data, ensure_ascii=False), event=name, id=id)
 
 
 async def reply_when_changed(

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -30,6 +30,8 @@ MAX_WAITING_UPDATES = 64
 MAX_WATCHERS = 1000
 """Streams and long polls of one process."""
 MAX_WATCHERS_OF_A_PROJECT = 300
+TOLD_AT_ONCE = 8
+"""Between so many watchers and the next ones, whoever else asks this process for something has a turn."""
 
 
 class Ended(StrEnum):
@@ -45,12 +47,10 @@ class Update:
     """What is new of a job since the look before."""
 
     head: Head
-    events: tuple[tuple[int, dict[str, Any]], ...]
-    """Number and wire form of each, oldest first."""
-    step: dict[str, Any] | None = None
-    """The newest step's record, where there is a newer one."""
-    job: dict[str, Any] | None = None
-    """The wire form of the job, where its state is another."""
+    events: tuple[tuple[int, bytes], ...]
+    """Number and message of each, oldest first."""
+    rest: bytes = b""
+    """The messages of the newest step and of the job, where there is a newer one and where its state is another."""
     is_over: bool = False
     """Whether the job has ended."""
 
@@ -156,16 +156,18 @@ class Waker:
                 # Whoever waits would wait for ever if the only reader ended.
                 log.exception("watched jobs could not be looked at; trying again")
                 continue
-            self._tell(look, keys)
+            await self._tell(look, keys)
 
-    def _tell(self, look: Look, asked: Set[str]) -> None:
+    async def _tell(self, look: Look, asked: Set[str]) -> None:
         for job_id, update in look.updates.items():
             # Where somebody came meanwhile, the head is newer; then a few events come twice, and watchers know.
             if job_id in self._heads:
                 self._heads[job_id] = update.head
-        for watch in tuple(self._watches):
+        for count, watch in enumerate(tuple(self._watches), start=1):
             key_id = watch.caller.key_id
             if key_id in asked and key_id not in look.usable_keys:
                 watch.end(Ended.KEY_REVOKED)
             elif (news := look.updates.get(watch.job_id)) is not None:
                 watch.push(news)
+            if count % TOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)

@@ -41,6 +41,18 @@ def find_keys(session: Session, digests: Iterable[str]) -> list[KeyRow]:
     return [KeyRow(*row) for row in session.execute(_BY_DIGEST, {"digests": list(digests)})]
 
 
+def list_line(session: Session, key_id: str) -> set[str]:
+    """Return a key with those that it was rotated from and to: they are one and the same to whoever counts people."""
+    line = {key_id}
+    while True:
+        later = select(ApiKey.replaced_by).where(ApiKey.id.in_(line), ApiKey.replaced_by.is_not(None))
+        earlier = select(ApiKey.id).where(ApiKey.replaced_by.in_(line))
+        found = {each for query in (later, earlier) for each in session.scalars(query) if each is not None}
+        if found <= line:
+            return line
+        line |= found
+
+
 def get_key(session: Session, project_id: str | None, key_id: str, *, lock: bool = False) -> ApiKey | None:
     """Return a key of the project, or of any where that is None; with `lock`, nobody changes it meanwhile."""
     query = select(ApiKey).where(ApiKey.id == key_id)

@@ -1,13 +1,17 @@
 """The tables. Importing any of them brings all, because foreign keys need to find each other."""
 
 from app.models import (
+    attestation,
     base_model,
+    evaluation,
     file,
     installation_log,
     job,
     permission,
+    policy,
     reply,
     report,
+    retention,
     safety_set,
     tenancy,
     upload,
@@ -16,13 +20,17 @@ from app.models import (
 )
 
 __all__ = [
+    "attestation",
     "base_model",
+    "evaluation",
     "file",
     "installation_log",
     "job",
     "permission",
+    "policy",
     "reply",
     "report",
+    "retention",
     "safety_set",
     "tenancy",
     "upload",

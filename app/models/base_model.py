@@ -21,6 +21,10 @@ class BaseModel(Base):
     """SHA-256 over the canonical JSON of `files`."""
     files: Mapped[dict[str, Any]]
     """SHA-256 of each file by its path in the directory."""
+    revision: Mapped[str | None] = mapped_column(NAME)
+    """Which revision of its repository the folder is, as its operator said; null where nobody did."""
+    training_flops: Mapped[float | None]
+    """Floating-point operations that training it took, as its maker published them; null where that is not known."""
     hidden_size: Mapped[int]
     max_position_embeddings: Mapped[int]
     created_at: Mapped[datetime]

@@ -31,11 +31,15 @@ class File(Base):
     """What the check of a training file found: every problem, as reports have them."""
     derived_from: Mapped[dict[str, Any] | None]
     """The file that this one was made of by leaving rows out, and which."""
+    job_id: Mapped[str | None] = mapped_column(ID)
+    """The job that a result file is of; nobody sees the file before that job has succeeded."""
     commitment_key: Mapped[bytes] = mapped_column(LargeBinary(32))
-    """Key of the digests by which records name rows; deleting it makes them meaningless."""
+    """Key of the digests by which records name rows; empty once it was erased, which makes them meaningless."""
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
     """When it counts as deleted; null for a file that stays."""
     deleted_at: Mapped[datetime | None]
     bytes_removed_at: Mapped[datetime | None]
     """When the bytes of a deleted file were let go; other files may still have the same ones."""
+    erased_at: Mapped[datetime | None]
+    """When the key went, and with it what was kept of the rows."""

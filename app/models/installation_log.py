@@ -66,3 +66,59 @@ class LogCheckpoint(Base):
     key: Mapped[str] = mapped_column(ID)
     """Name and id of the key."""
     signed_at: Mapped[datetime]
+
+
+class Anchor(Base):
+    """How far the checkpoint was sent outside. There is one row, which the migration made."""
+
+    __tablename__ = "anchors"
+
+    name: Mapped[str] = mapped_column(ID, primary_key=True)
+    log: Mapped[int | None] = mapped_column(ForeignKey("installation_logs.number"))
+    size: Mapped[int]
+    """Of the newest checkpoint that the receiver took, in that log."""
+    sent_at: Mapped[datetime | None]
+    """When it took one; null where it never did."""
+    next_at_ms: Mapped[int]
+    """Nobody sends before this, by the database's clock."""
+    failing_since_ms: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    """What the last attempt ended with, if it failed; in words that may be shown."""
+
+
+class NotaryRefusal(Base):
+    """That the notary signs nothing, and why. There is a row while it is so, and one at most."""
+
+    __tablename__ = "notary_refusals"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    since: Mapped[datetime]
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class NotedDigest(Base):
+    """The digest of a thing as the newest event about it has it, so that the same is not told twice."""
+
+    __tablename__ = "noted_digests"
+
+    name: Mapped[str] = mapped_column(ID, primary_key=True)
+    sha256: Mapped[str] = mapped_column(DIGEST)
+
+
+class WeightDownload(Base):
+    """When the log was last told that a key downloads an artefact."""
+
+    __tablename__ = "weight_downloads"
+
+    key_id: Mapped[str] = mapped_column(ID, primary_key=True)
+    sha256: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    noted_at_ms: Mapped[int]
+    """By the database's clock."""
+
+
+class LedgerUnlock(Base):
+    """Has a row while a transaction prunes, for which the triggers let it replace leaves. Never committed with a row in it."""
+
+    __tablename__ = "ledger_unlocks"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

@@ -3,7 +3,17 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.models.base import DIGEST, ID, NAME, Base
@@ -49,9 +59,33 @@ class Job(Base):
     model_deleted_at: Mapped[datetime | None]
     """When the client deleted the released model; what is said of it elsewhere stays."""
     result_files: Mapped[list[Any]]
+    pruned_at: Mapped[datetime | None]
+    """When the records of its steps went, because they were older than they are kept."""
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """The gate of the policy that the job was created under, with the policy's name; null where it has none."""
+    gate_result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What the gate found so far: verdict and limits, and of the start its floor too."""
     created_at: Mapped[datetime]
 
+    decisions: Mapped[list["JobDecision"]] = relationship(order_by="JobDecision.number")
+    """What people decided about it while it was held."""
     work: Mapped[Work] = relationship(lazy="joined", innerjoin=True)
+
+
+class JobDecision(Base):
+    """What somebody decided about a held job, and why. The log has the reason's digest; the text is only here."""
+
+    __tablename__ = "job_decisions"
+    __table_args__ = (UniqueConstraint("job_id", "key_id", "decision"),)
+
+    number: Mapped[int] = mapped_column(AUTOINCREMENT, primary_key=True, autoincrement=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    decision: Mapped[str] = mapped_column(String(16))
+    """approved or rejected."""
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
 
 
 class Event(Base):

@@ -18,6 +18,8 @@ class Project(Base):
     name: Mapped[str] = mapped_column(NAME)
     limits: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """The limits that are not the installation's."""
+    policy_id: Mapped[str | None] = mapped_column(ID)
+    """The stored safety policy of its jobs; null: the installation's file."""
     created_at: Mapped[datetime]
 
 

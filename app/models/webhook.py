@@ -18,6 +18,8 @@ class EventType(StrEnum):
     CANCELLED = "fine_tuning.job.cancelled"
     PAUSED = "fine_tuning.job.paused"
     """Ours: somebody, or the run-level monitor, paused the job."""
+    HELD = "fine_tuning.job.held"
+    """Ours: the policy's gate holds what the job made until somebody releases or rejects it."""
     SAFETY_ALERT = "fine_tuning.job.safety_alert"
     """Ours: the run-level monitor found the model farther from its reference than its limit."""
 

@@ -4,15 +4,31 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import and_, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from app.domain.installation_log import build_event
 from app.domain.job import RECORDED, State, WorkKind
+from app.models.attestation import Attestation
 from app.models.base import now_ms, utc_now
-from app.models.installation_log import InstallationLog, LogCheckpoint, LogEvent, LogHead, LogLeaf
+from app.models.installation_log import (
+    InstallationLog,
+    LogCheckpoint,
+    LogEvent,
+    LogHead,
+    LogLeaf,
+    NotaryRefusal,
+    NotedDigest,
+    WeightDownload,
+)
 from app.models.work import Work
 
+COMMAND_LINE = "command-line"
+"""Who acts where an operator uses the machine itself, and no key."""
+START = "start"
+"""Who acts where a process does it when it starts."""
 LOCK = 0x7E7E_106
 """The advisory lock of whoever writes the log."""
 
@@ -37,11 +53,6 @@ def get_log(session: Session) -> InstallationLog | None:
     return session.scalars(
         select(InstallationLog).order_by(InstallationLog.number.desc()).limit(1)
     ).one_or_none()
-
-
-def list_origins(session: Session) -> Sequence[str]:
-    """Return the names of the log and of those before it was forked, oldest first."""
-    return session.scalars(select(InstallationLog.origin).order_by(InstallationLog.number)).all()
 
 
 def add_log(session: Session, origin: str) -> InstallationLog:
@@ -69,10 +80,61 @@ def count_leaves(session: Session, log: int) -> int:
 
 def add_event(
     session: Session, event: str, *, actor: str | None, subject: str | None = None, sha256: str | None = None
-) -> None:
+) -> LogEvent:
     """Note an act that belongs into the log, in the transaction of the act: it is there if and only if the act is."""
     ts_db = session.scalars(select(now_ms())).one()
-    session.add(LogEvent(leaf=build_event(event, actor=actor, subject=subject, sha256=sha256, ts_db=ts_db)))
+    added = LogEvent(leaf=build_event(event, actor=actor, subject=subject, sha256=sha256, ts_db=ts_db))
+    session.add(added)
+    return added
+
+
+def note_change(session: Session, name: str, event: str, *, actor: str, sha256: str) -> None:
+    """Note an act unless the digest of what it is about is the one of the last time."""
+    known = session.get(NotedDigest, name)
+    if known is not None and known.sha256 == sha256:
+        return
+    session.merge(NotedDigest(name=name, sha256=sha256))
+    add_event(session, event, actor=actor, sha256=sha256)
+
+
+def is_download_due(session: Session, key_id: str, sha256: str, window_ms: int) -> bool:
+    """Say whether the log was last told longer ago than the window that this key downloads this artefact."""
+    return not session.scalars(
+        select(WeightDownload.sha256).where(
+            WeightDownload.key_id == key_id,
+            WeightDownload.sha256 == sha256,
+            WeightDownload.noted_at_ms > now_ms() - window_ms,
+        )
+    ).all()
+
+
+def take_download(session: Session, key_id: str, sha256: str, window_ms: int) -> bool:
+    """Begin a window for a key and an artefact; False where somebody else just began it."""
+    insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgresql_insert
+    taken = (
+        insert(WeightDownload)
+        .values(key_id=key_id, sha256=sha256, noted_at_ms=now_ms())
+        .on_conflict_do_update(
+            index_elements=[WeightDownload.key_id, WeightDownload.sha256],
+            set_={"noted_at_ms": now_ms()},
+            where=WeightDownload.noted_at_ms <= now_ms() - window_ms,
+        )
+        .returning(WeightDownload.sha256)
+    )
+    return session.execute(taken).one_or_none() is not None
+
+
+def is_in_log(session: Session, log: int, subject: str) -> bool:
+    """Say whether an act on this subject is in a log. The bytes are searched as they are, because all of them are canonical."""
+    wanted = b'"subject":"%s"' % subject.encode()
+    return any(wanted in leaf for leaf in iterate_log(session, log))
+
+
+def is_known_subject(session: Session, log: int, subject: str) -> bool:
+    """Say whether an act on this subject is in a log, or waits to come into one."""
+    wanted = b'"subject":"%s"' % subject.encode()
+    waits = any(wanted in event.leaf for event in list_pending_events(session))
+    return waits or is_in_log(session, log, subject)
 
 
 def list_pending_events(session: Session) -> Sequence[LogEvent]:
@@ -112,7 +174,16 @@ def list_due_heads(
 
 
 def list_signed(session: Session) -> Sequence[str]:
-    """Return the jobs that only wait for their record to be signed, and whose whole record now is."""
+    """Return the jobs that only wait for the notary, and whose whole record and adapter it has now signed."""
+    return _list_signed(session, Attestation.work_id.is_not(None))
+
+
+def list_unattested(session: Session) -> Sequence[str]:
+    """Return the jobs whose whole record the notary has signed, and nothing yet about their adapter."""
+    return _list_signed(session, Attestation.work_id.is_(None))
+
+
+def _list_signed(session: Session, attested: ColumnElement[bool]) -> Sequence[str]:
     log = get_log(session)
     checkpoint = get_checkpoint(session, log.number) if log else None
     if log is None or checkpoint is None:
@@ -120,7 +191,10 @@ def list_signed(session: Session) -> Sequence[str]:
     return session.scalars(
         select(Work.id)
         .join(LogHead, and_(LogHead.work_id == Work.id, LogHead.size == Work.ledger_size))
-        .where(Work.state == State.SIGNING, LogHead.log == log.number, LogHead.index < checkpoint.size)
+        .outerjoin(Attestation, Attestation.work_id == Work.id)
+        .where(
+            Work.state == State.SIGNING, LogHead.log == log.number, LogHead.index < checkpoint.size, attested
+        )
         .order_by(Work.created_at)
     ).all()
 
@@ -137,6 +211,39 @@ def get_checkpoint(session: Session, log: int) -> LogCheckpoint | None:
     return session.scalars(
         select(LogCheckpoint).where(LogCheckpoint.log == log).order_by(LogCheckpoint.size.desc()).limit(1)
     ).one_or_none()
+
+
+def list_signers(session: Session) -> dict[str, list[str]]:
+    """Return the ids of the keys that signed each log, by its origin; logs and keys in order."""
+    rows = session.execute(
+        select(InstallationLog.origin, LogCheckpoint.key)
+        .outerjoin(LogCheckpoint, LogCheckpoint.log == InstallationLog.number)
+        .group_by(InstallationLog.number, InstallationLog.origin, LogCheckpoint.key)
+        .order_by(InstallationLog.number, func.min(LogCheckpoint.size))
+    )
+    found: dict[str, list[str]] = {}
+    for origin, key in rows:
+        found.setdefault(origin, []).extend([key] if key else [])
+    return found
+
+
+def note_refusal(session: Session, reason: str) -> None:
+    """Note that the notary signs nothing; since when, only the first of several says."""
+    known = session.get(NotaryRefusal, 1)
+    if known is None:
+        session.add(NotaryRefusal(number=1, since=utc_now(), reason=reason))
+    else:
+        known.reason = reason
+
+
+def take_back_refusal(session: Session) -> None:
+    """Note that the notary signs."""
+    session.execute(delete(NotaryRefusal))
+
+
+def get_refusal(session: Session) -> NotaryRefusal | None:
+    """Return since when the notary signs nothing, and why; None where it does, or where there is none to say so."""
+    return session.get(NotaryRefusal, 1)
 
 
 def mark_sequenced(session: Session, events: Sequence[LogEvent], log: int) -> None:

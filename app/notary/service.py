@@ -10,8 +10,10 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import insert, select
@@ -23,11 +25,13 @@ from app.database import Database, read_only, unit_of_work
 from app.domain.installation_log import Checkpoint, build_head, format_checkpoint
 from app.domain.job import RECORDED
 from app.domain.merkle import RootBuilder, leaf_hash
-from app.domain.note import sign_note, verifier_key
+from app.domain.note import VerifierKey, sign_note, verifier_key
+from app.domain.retention import record_hash
 from app.errors import ConfigurationError, NotaryRefuses
 from app.models.base import new_id, now_ms, utc_now
 from app.models.installation_log import InstallationLog, LogCheckpoint, LogHead, LogLeaf
 from app.notary import keyfile, repository
+from app.notary.attestations import attest_adapters
 from app.settings import Settings
 from app.work.repository import record_worker
 
@@ -39,6 +43,7 @@ NOTARY = "notary"
 SIGN_OF_LIFE_S = 5.0
 AFTER_REFUSAL_S = 5.0
 OPERATOR_AT_THE_MACHINE = "command-line"
+KEY_ROTATE = "key.rotate"
 SWEEP_S = 600.0
 """Jobs that ended long ago are looked at this often, for the case that one was missed."""
 
@@ -53,8 +58,11 @@ class Notary:
         self._folder: Path = settings.notary_dir
         keyfile.make_folder(self._folder)
         self._key: Ed25519PrivateKey = keyfile.load_key(self._folder)
+        self._last: Checkpoint | None = None
+        """What was signed last when the tree was compared with it."""
         self._tree = RootBuilder()
         self._swept_at = -math.inf
+        self._unattestable: set[str] = set()
         self._ledgers: dict[str, RootBuilder] = {}
         """The trees of jobs that have not ended, so that a head costs only the records since the last one."""
         with unit_of_work(database) as session:
@@ -76,13 +84,41 @@ class Notary:
                 f"the log {found.origin} was signed before, and {self._folder} does not know what was signed last. Put that"
                 " folder back, or open a new log with: tether log fork"
             )
+        self._check_key(found.origin, repository.get_checkpoint(session, found.number))
+        self._replay(session, found, last)
+        return found
+
+    def _check_key(self, origin: str, newest: LogCheckpoint | None) -> None:
+        """Refuse to go on with a key from before a rotation, or with a new one that nobody was told of."""
+        ours = [each for each in (self._key, keyfile.load_next_key(self._folder)) if each is not None]
+        keys = [verifier_key(origin, each) for each in ours]
+        keys += [VerifierKey(origin, each) for each in keyfile.load_former_keys(self._folder)]
+        if newest is not None and newest.key not in [key.id.hex() for key in keys]:
+            raise NotaryRefuses(
+                f"the log {origin} was signed last by the key {newest.key}, and {self._folder} has the key"
+                f" {keys[0].id.hex()}: the folder is from before a rotation, or its key was lost. Put the newest copy of it"
+                " back, or open a new log with: tether log fork"
+            )
+
+    def _replay(self, session: Session, found: InstallationLog, last: Checkpoint | None) -> None:
+        """Build the tree from the database, and compare it with what was signed last."""
+        self._tree, self._last = RootBuilder(), last
         for leaf in repository.iterate_log(session, found.number):
             self._tree.append(leaf_hash(leaf))
             if last is not None and self._tree.size == last.size and self._tree.root() != last.root:
                 raise _contradicted(last, "has another root at that size")
         if last is not None and self._tree.size < last.size:
             raise _contradicted(last, f"has {self._tree.size} leaves")
-        return found
+
+    @property
+    def origin(self) -> str:
+        """The name of the log that it signs."""
+        return self._log.origin
+
+    @property
+    def number(self) -> int:
+        """The number of the log that it signs."""
+        return self._log.number
 
     def attend(self) -> int:
         """Do one round; return how many leaves are new. Raises NotaryRefuses where somebody else changed the log."""
@@ -91,6 +127,8 @@ class Notary:
             self._catch_up(session)
             new = self._sequence(session)
         self._sign()
+        signer = verifier_key(self._log.origin, self._key)
+        attest_adapters(self._database, self._log.origin, signer, self._key.sign, self._unattestable)
         return new
 
     def _catch_up(self, session: Session) -> None:
@@ -157,7 +195,7 @@ class Notary:
         tree = self._ledgers.pop(due.work_id, RootBuilder())
         for leaf in iterate_leaves(session, due.work_id, start=tree.size):
             if tree.size < due.size:
-                tree.append(leaf_hash(leaf))
+                tree.append(record_hash(leaf))
         if tree.size != due.size:
             raise NotaryRefuses(
                 f"the ledger of {due.work_id} has {tree.size} records; its row says {due.size}"
@@ -168,28 +206,54 @@ class Notary:
 
     def _sign(self) -> None:
         """Sign the log as it stands, unless that was done. The tree in memory is what was committed."""
-        size, root = self._tree.size, self._tree.root()
-        with read_only(self._database) as session:
-            newest = repository.get_checkpoint(session, self._log.number)
-        if not size or (newest is not None and newest.size >= size):
-            return
-        checkpoint = Checkpoint(self._log.origin, size, root)
+        with keyfile.locked(self._folder):
+            last, next_key = keyfile.load_last(self._folder), keyfile.load_next_key(self._folder)
+            with read_only(self._database) as session:
+                newest = repository.get_checkpoint(session, self._log.number)
+                if last != self._last:
+                    self._compare(session, last)
+                size = self._tree.size
+                if next_key is not None and not self._is_announced(session, next_key):
+                    next_key = None
+            self._key = keyfile.load_key(self._folder)
+            if size and (newest is None or newest.size < size):
+                signers = [self._key] if next_key is None else [self._key, next_key]
+                newest = self._add_checkpoint(Checkpoint(self._log.origin, size, self._tree.root()), signers)
+            if next_key is not None and newest is not None and newest.key == self._id_of(next_key):
+                keyfile.take_next_key(self._folder)
+                self._key = next_key
+                log.info("the notary's key was rotated; auditors need the new trust policy: tether log trust")
+
+    def _is_announced(self, session: Session, key: Ed25519PrivateKey) -> bool:
+        """Say whether the next key stands in the log, and so under what is signed now."""
+        return repository.is_in_log(session, self._log.number, _announcement(self._log.origin, key))
+
+    def _compare(self, session: Session, last: Checkpoint | None) -> None:
+        """Hold the database against what another notary of this folder signed meanwhile."""
+        if last is None or last.origin != self._log.origin:
+            raise NotaryRefuses("the notary's memory became another one while it ran; it looks at it anew")
+        self._replay(session, self._log, last)
+
+    def _add_checkpoint(self, checkpoint: Checkpoint, signers: Sequence[Ed25519PrivateKey]) -> LogCheckpoint:
+        """Remember a checkpoint, sign it, and keep it in the database. Of two keys, the second goes on alone."""
         keyfile.save_last(self._folder, checkpoint)
-        note = sign_note(format_checkpoint(checkpoint), [(self._log.origin, self._key)])
+        self._last = checkpoint
+        note = sign_note(format_checkpoint(checkpoint), [(self._log.origin, key) for key in signers])
+        added = LogCheckpoint(
+            log=self._log.number,
+            size=checkpoint.size,
+            root=checkpoint.root.hex(),
+            note=note.decode(),
+            key=self._id_of(signers[-1]),
+            signed_at=utc_now(),
+        )
         with unit_of_work(self._database) as session:
             repository.lock_log(session)
-            newest = repository.get_checkpoint(session, self._log.number)
-            if newest is None or newest.size < size:
-                session.add(
-                    LogCheckpoint(
-                        log=self._log.number,
-                        size=size,
-                        root=root.hex(),
-                        note=note.decode(),
-                        key=verifier_key(self._log.origin, self._key).id.hex(),
-                        signed_at=utc_now(),
-                    )
-                )
+            session.add(added)
+        return added
+
+    def _id_of(self, key: Ed25519PrivateKey) -> str:
+        return verifier_key(self._log.origin, key).id.hex()
 
 
 def run_notary(database: Database, settings: Settings, stop: threading.Event) -> None:
@@ -201,8 +265,10 @@ def run_notary(database: Database, settings: Settings, stop: threading.Event) ->
         try:
             notary = notary or Notary(database, settings)
             notary.attend()
+            said = ""
             if time.monotonic() - seen_at > SIGN_OF_LIFE_S:
                 with unit_of_work(database) as session:
+                    repository.take_back_refusal(session)
                     record_worker(session, worker_id=notary_id, queue=NOTARY, host=socket.gethostname()[:255])
                 seen_at = time.monotonic()
         except SQLAlchemyError as error:
@@ -221,7 +287,86 @@ def run_notary(database: Database, settings: Settings, stop: threading.Event) ->
             if refusal.message != said:
                 said = refusal.message
                 log.error("the notary signs nothing: %s", refusal)
+                _tell_refusal(database, said)
+            seen_at = -math.inf
             stop.wait(AFTER_REFUSAL_S)
+
+
+def _tell_refusal(database: Database, reason: str) -> None:
+    """Let those who wait for a signature know why there is none, where this database takes a row at all."""
+    try:
+        with unit_of_work(database) as session:
+            repository.note_refusal(session, reason)
+    except SQLAlchemyError as error:
+        log.warning("that the notary refuses could not be noted (%s)", type(error).__name__)
+
+
+class Rotated(NamedTuple):
+    """The keys of a rotation, as auditors know them."""
+
+    old: VerifierKey
+    new: VerifierKey
+
+
+def rotate_key(database: Database, settings: Settings) -> Rotated:
+    """Let another key sign from now on: announced in the log, under one checkpoint that both keys sign.
+
+    What a crash cuts off, the notary's next round or another call ends. Raises ConfigurationError before the first
+    signature, and NotaryRefuses where the notary would not sign.
+    """
+    folder = settings.notary_dir
+    if keyfile.load_last(folder) is None:
+        raise ConfigurationError(f"{folder} has signed nothing yet, so there is no key to rotate")
+    notary = Notary(database, settings)
+    with keyfile.locked(folder):
+        old, new = keyfile.load_key(folder), keyfile.make_next_key(folder)
+        with unit_of_work(database) as session:
+            repository.lock_log(session)
+            origin = notary.origin
+            subject = _announcement(origin, new)
+            if not repository.is_known_subject(session, notary.number, subject):
+                repository.add_event(session, KEY_ROTATE, actor=OPERATOR_AT_THE_MACHINE, subject=subject)
+    notary.attend()
+    if keyfile.load_next_key(folder) is not None:
+        raise NotaryRefuses(
+            "the rotation was begun and is not over; the notary ends it with its next round, or run this again"
+        )
+    return Rotated(verifier_key(origin, old), verifier_key(origin, new))
+
+
+def _announcement(origin: str, key: Ed25519PrivateKey) -> str:
+    """Return how the log names a new key: id and key, without the name, which is the log's own origin."""
+    return str(verifier_key(origin, key)).partition("+")[2]
+
+
+def list_keys(
+    settings: Settings, signers: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[VerifierKey]], dict[str, list[str]]]:
+    """Return the keys of each log that an auditor has to trust, and the ids of those that the notary's folder does not know.
+
+    `signers` has the ids of the keys that signed each log; which keys these are, the folder says and never the
+    database. The newest log has the present key in any case. Raises ConfigurationError before the first signature.
+    """
+    folder = settings.notary_dir
+    if keyfile.load_last(folder) is None:
+        raise ConfigurationError(
+            f"{folder} does not know what was signed last, so nothing was signed here yet or its files are missing; the"
+            " log of tether serve, or of tether notary, says which"
+        )
+    present = keyfile.load_key(folder).public_key().public_bytes_raw()
+    known = [*keyfile.load_former_keys(folder), present]
+    trusted: dict[str, list[VerifierKey]] = {}
+    unknown: dict[str, list[str]] = {}
+    for origin, ids in signers.items():
+        is_newest = origin == list(signers)[-1]
+        keys = [VerifierKey(origin, public) for public in known]
+        found = [key for key in keys if key.id.hex() in ids or (is_newest and key.public == present)]
+        if found:
+            trusted[origin] = found
+        missing = [each for each in ids if each not in [key.id.hex() for key in keys]]
+        if missing:
+            unknown[origin] = missing
+    return trusted, unknown
 
 
 def fork_log(database: Database, settings: Settings) -> str:
@@ -230,8 +375,10 @@ def fork_log(database: Database, settings: Settings) -> str:
     The break is the first thing on record in it, with what the notary had signed of the old one.
     """
     keyfile.make_folder(settings.notary_dir)
+    # A key that is lost is lost before the new log's first signature, not with it.
+    keyfile.load_key(settings.notary_dir)
     last = keyfile.load_last(settings.notary_dir)
-    with unit_of_work(database) as session:
+    with keyfile.locked(settings.notary_dir), unit_of_work(database) as session:
         repository.lock_log(session)
         old = repository.get_log(session)
         signed = repository.get_checkpoint(session, old.number) if old else None

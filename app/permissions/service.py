@@ -8,6 +8,7 @@ from app.base_models.tuned import TunedModel
 from app.domain.scopes import Scope
 from app.errors import InvalidRequest, NotFound
 from app.models.permission import CheckpointPermission
+from app.notary.repository import add_event
 from app.permissions import repository
 
 
@@ -48,7 +49,10 @@ def create_permissions(
                 code="project_not_found",
             )
         known = repository.find_permission(session, model.name, project_id)
-        permissions.append(known or repository.add_permission(session, model.name, project_id))
+        if known is None:
+            known = repository.add_permission(session, model.name, project_id)
+            _note(session, caller, "permission.granted", model, known)
+        permissions.append(known)
     return permissions
 
 
@@ -58,4 +62,14 @@ def delete_permission(session: Session, caller: Caller, name: str, permission_id
     permission = repository.get_permission(session, model.name, permission_id)
     if permission is None:
         raise NotFound(f"the model {model.name!r} has no permission {permission_id!r}", param="permission_id")
+    _note(session, caller, "permission.revoked", model, permission)
     session.delete(permission)
+
+
+def _note(
+    session: Session, caller: Caller, event: str, model: TunedModel, permission: CheckpointPermission
+) -> None:
+    """Note whose weights are opened to whom. The name of a model has words of its maker's; its id has none."""
+    shared = model.checkpoint.id if model.checkpoint else model.job.id
+    subject = f"{shared}:{permission.project_id}"
+    add_event(session, event, actor=caller.key_id, subject=subject, sha256=model.adapter_sha256)

@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from app.dependencies import ReadSessionDep, SessionDep, SettingsDep, needs
+from app.dependencies import CallerDep, ReadSessionDep, SessionDep, SettingsDep, needs
 from app.domain.scopes import Scope
 from app.pages import build_page
+from app.policies.service import assign_policy
 from app.projects import repository, service
 from app.projects.schemas import ProjectCreate, ProjectUpdate, project_to_wire
 
@@ -14,9 +15,12 @@ router = APIRouter(prefix="/v1/projects", tags=["projects"], dependencies=[needs
 
 
 @router.post("")
-def create_project(session: SessionDep, settings: SettingsDep, body: ProjectCreate) -> dict[str, Any]:
+def create_project(
+    caller: CallerDep, session: SessionDep, settings: SettingsDep, body: ProjectCreate
+) -> dict[str, Any]:
     """Add a project."""
-    return project_to_wire(service.create_project(session, body.name, body.limits), settings)
+    project = service.create_project(session, body.name, body.limits, actor=caller.key_id)
+    return project_to_wire(project, settings)
 
 
 @router.get("")
@@ -39,8 +43,12 @@ def retrieve_project(session: ReadSessionDep, settings: SettingsDep, project_id:
 
 @router.patch("/{project_id}")
 def change_project(
-    session: SessionDep, settings: SettingsDep, project_id: str, body: ProjectUpdate
+    caller: CallerDep, session: SessionDep, settings: SettingsDep, project_id: str, body: ProjectUpdate
 ) -> dict[str, Any]:
-    """Rename a project, or change its limits."""
-    project = service.change_project(session, project_id, name=body.name, limits=body.limits)
+    """Rename a project, change its limits, or give it another safety policy for the jobs that it creates from now on."""
+    project = service.change_project(
+        session, project_id, name=body.name, limits=body.limits, actor=caller.key_id
+    )
+    if "policy" in body.model_fields_set:
+        assign_policy(session, caller, project, body.policy)
     return project_to_wire(project, settings)

@@ -19,7 +19,11 @@ class ProjectCreate(Frozen):
 class ProjectUpdate(Frozen):
     """The body of `PATCH /v1/projects/{project_id}`."""
 
+    NULL_IS_NONE = frozenset({"policy"})
+
     name: str | None = None
+    policy: str | None = None
+    """Id of a stored policy. Null: the installation's. Absent: as it was."""
     limits: LimitsUpdate = LimitsUpdate()
 
 
@@ -30,6 +34,7 @@ def project_to_wire(project: Project, settings: Settings) -> dict[str, Any]:
         "object": "project",
         "name": project.name,
         "created_at": int(project.created_at.timestamp()),
+        "policy": project.policy_id,
         "limits": asdict(limits_of(project, settings)),
         "own_limits": project.limits or {},
     }

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.auth import Caller, require
+from app.database import read_only
 from app.dependencies import CallerDep, DatabaseDep, PolicyDep, SessionDep, SettingsDep, needs
 from app.domain.safety_policy import SafetyPolicy
 from app.domain.scopes import Scope
@@ -17,6 +18,7 @@ from app.files.service import TRAINING, get_file
 from app.idempotency import AttemptDep
 from app.jobs.schemas import JobCreate
 from app.models.report import Report
+from app.policies.service import policy_in_force
 from app.reports import service
 from app.reports.html import HEADERS, render_report
 from app.reports.schemas import (
@@ -73,17 +75,18 @@ def retrieve_file_report(
         # The only field that is not checked by its type.
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InvalidRequest(f"safety: {message}", param="safety") from None
+    in_force, _ = policy_in_force(session, caller.project_id, policy)
     report = service.request_report(
         session,
         caller,
-        policy[0],
+        in_force,
         body,
         kind=DATASET_REPORT,
         judge_model=settings.judge_model,
         risk=risk,
         retry=retry,
     )
-    return _show(session, caller, policy[0], report, format)
+    return _show(session, caller, in_force, report, format)
 
 
 @router.get("/v1/reports/{report_id}", dependencies=[needs(*SCOPE_OF.values())])
@@ -93,7 +96,7 @@ def retrieve_report(
     """Return a report by its id; 202 while it is being made."""
     report = service.get_report(session, caller.project_id, report_id)
     require(caller, SCOPE_OF[kind_of(report)])
-    return _show(session, caller, policy[0], report, format)
+    return _show(session, caller, policy_in_force(session, caller.project_id, policy)[0], report, format)
 
 
 @router.post("/v1/fine_tuning/jobs/estimate", dependencies=[needs(SCOPE_OF[ESTIMATE])])
@@ -106,10 +109,11 @@ def estimate_job(
     retry: bool = False,
 ) -> Response:
     """Return what a job of this body would be, without creating it; 202 while it is being worked out."""
+    in_force, _ = policy_in_force(session, caller.project_id, policy)
     report = service.request_report(
-        session, caller, policy[0], body, kind=ESTIMATE, judge_model=settings.judge_model, retry=retry
+        session, caller, in_force, body, kind=ESTIMATE, judge_model=settings.judge_model, retry=retry
     )
-    return _show(session, caller, policy[0], report, "json")
+    return _show(session, caller, in_force, report, "json")
 
 
 @router.post("/v1/files/{file_id}/exclude", dependencies=[needs(Scope.FILES_WRITE)])
@@ -127,7 +131,9 @@ def exclude_rows(
         # The new job shows what the old one was asked for.
         require(caller, Scope.JOBS_READ)
         require(caller, Scope.JOBS_WRITE)
-    return service.exclude_rows(database, settings, caller, policy, attempt, file_id, body)
+    with read_only(database) as session:
+        in_force = policy_in_force(session, caller.project_id, policy)
+    return service.exclude_rows(database, settings, caller, in_force, attempt, file_id, body)
 
 
 def _show(session: Session, caller: Caller, policy: SafetyPolicy, report: Report, format: Format) -> Response:
@@ -138,7 +144,8 @@ def _show(session: Session, caller: Caller, policy: SafetyPolicy, report: Report
         time=service.estimate_time(session, report),
     )
     if format == "html" and report.body is not None:
-        return HTMLResponse(render_report(wire), headers=HEADERS)
+        file = get_file(session, caller.project_id, wire["training_file"])
+        return HTMLResponse(render_report(wire, file.filename), headers=HEADERS)
     return _reply(wire, f"/v1/reports/{report.id}" if wire["status"] == "running" else None)
 
 

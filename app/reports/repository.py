@@ -1,6 +1,6 @@
 """Every query of reports, scoped by project."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.domain.job import TERMINAL, State, WorkKind
 from app.models.base import utc_now
 from app.models.file import File
-from app.models.job import Job
+from app.models.job import Event, Job
 from app.models.report import Report, RiskRead
 from app.models.work import Work
 
@@ -79,6 +79,19 @@ def list_finished_jobs(session: Session, project_id: str, base_model: str, limit
         .order_by(Job.created_at.desc(), Job.id.desc())
         .limit(limit)
     ).all()
+
+
+def find_measured(session: Session, job_ids: Iterable[str]) -> dict[str, tuple[Event, Event]]:
+    """Return the first and the last events of each of these jobs that tell of a step."""
+    ends = (
+        select(func.min(Event.number), func.max(Event.number))
+        .where(Event.job_id.in_(job_ids), Event.type == "metrics")
+        .group_by(Event.job_id)
+    )
+    pairs = [tuple(row) for row in session.execute(ends)]
+    wanted = {number for pair in pairs for number in pair}
+    events = {each.number: each for each in session.scalars(select(Event).where(Event.number.in_(wanted)))}
+    return {events[first].job_id: (events[first], events[last]) for first, last in pairs}
 
 
 def add_risk_read(session: Session, report: Report, *, key_id: str, visibility: str, use: str) -> None:

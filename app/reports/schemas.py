@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from app.domain.conversion import FORMATS
 from app.domain.frozen import Frozen
 from app.domain.job import State
-from app.domain.row_risks import EDGES, Visibility, choose_shown, tells_no_score
+from app.domain.row_risks import EDGES, Visibility, bound_beta, choose_shown, tells_no_score
 from app.domain.scopes import Scope
 from app.files.schemas import file_to_wire
 from app.jobs.schemas import job_to_wire
@@ -76,6 +76,9 @@ def report_to_wire(
     body = dict(report.body)
     shown = choose_shown(body.pop("by_visibility"), visibility, _asked_threshold(args))
     failed = body.pop("risk_failed", None)
+    bounds = None
+    if visibility == "bucketed" and shown["risk"] is not None and shown["expected_beta_mean"] is not None:
+        bounds = bound_beta(args["spec"]["safety"], shown["risk"]["distribution"])
     return {
         **head,
         **body,
@@ -91,6 +94,7 @@ def report_to_wire(
             **body["training"],
             "steps": shown["steps"],
             "expected_beta_mean": shown["expected_beta_mean"],
+            "expected_beta_bounds": bounds,
             "time": time,
         },
     }

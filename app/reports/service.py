@@ -1,9 +1,11 @@
 """The rules of reports: when one is made, who may see which risks, and rows that are left out by them."""
 
+import re
 import statistics
 import tempfile
 from collections.abc import Collection
-from typing import Any, BinaryIO
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -21,8 +23,8 @@ from app.domain.safety_policy import SafetyPolicy
 from app.domain.safety_spec import ActivationCritic, without_judge
 from app.errors import Conflict, InvalidRequest, NotFound, TetherError
 from app.files.repository import get_file as get_client_file
-from app.files.service import TRAINING, add_file, get_file
-from app.idempotency import Attempt, once
+from app.files.service import TRAINING, add_file, get_file, note_unwanted
+from app.idempotency import Attempt, find_reply, once
 from app.integrations.service import check_integrations, start_exports
 from app.jobs.safety import list_fitted
 from app.jobs.schemas import JobCreate
@@ -30,7 +32,7 @@ from app.jobs.service import create_job, get_job, get_job_critics, plan_job
 from app.models.base import new_id, utc_now
 from app.models.base_model import Critic
 from app.models.file import File
-from app.models.job import Job
+from app.models.job import Event, Job
 from app.models.report import Report, reading_of
 from app.quotas.service import take_storage
 from app.reports import repository
@@ -43,12 +45,9 @@ VERSION = 1
 MAX_UNFINISHED = 16
 """Reports of a project that wait or are being made."""
 TIMED_JOBS = 20
+MAX_NAME = 255
 MAX_NAMED_ROWS = 1000
 """Rows that a file names of those that were left out of it."""
-
-
-class _NotDoneYet(Exception):
-    """Nobody has sent this request before."""
 
 
 def request_report(
@@ -160,25 +159,60 @@ def get_report_critics(session: Session, report: Report) -> list[Critic]:
     return list_fitted(session, reading_of(report.work.args))
 
 
+class _Pace(NamedTuple):
+    """How an earlier job spent its time."""
+
+    tokens_a_second: float
+    """Trained tokens, between its first step and its last one."""
+    around_s: float
+    """Before the first step, and after the last one: loading, the reference pass, publishing, the signature."""
+
+
 def estimate_time(session: Session, report: Report) -> dict[str, Any]:
-    """Return how long the job may run, from the project's own jobs on the same base model, if there are any."""
+    """Return how long the job may run, from the project's own jobs on the same base model, if there are any.
+
+    What comes before the first step and after the last one is told apart from the steps: it is nearly the same for a
+    short job and for a long one.
+    """
     base_model: str = report.work.args["base_model"]
-    speeds = []
-    for job in repository.list_finished_jobs(session, report.project_id, base_model, TIMED_JOBS):
-        work = job.work
-        if work.started_at is not None and work.finished_at is not None and job.trained_tokens:
-            seconds = (work.finished_at - work.started_at).total_seconds()
-            speeds += [job.trained_tokens / seconds] if seconds > 0 else []
-    if not speeds or report.body is None:
+    jobs = repository.list_finished_jobs(session, report.project_id, base_model, TIMED_JOBS)
+    measured = repository.find_measured(session, [job.id for job in jobs])
+    paces = [
+        pace
+        for job in jobs
+        if job.id in measured and (pace := _measure_pace(job, *measured[job.id])) is not None
+    ]
+    if not paces or report.body is None:
         return {
             "seconds": None,
-            "reason": f"no job of this project on {base_model!r} has succeeded yet",
+            "reason": f"no job of this project on {base_model!r} of several steps has succeeded yet, in one go",
             "jobs": 0,
         }
-    speed = statistics.median(speeds)
+    speed = statistics.median(pace.tokens_a_second for pace in paces)
+    around_s = statistics.median(pace.around_s for pace in paces)
     tokens: int = report.body["training"]["trained_tokens"]
-    reason = f"{tokens} trained tokens at {speed:.1f} a second, the median of earlier jobs from start to end"
-    return {"seconds": round(tokens / speed, 1), "reason": reason, "jobs": len(speeds)}
+    reason = (
+        f"{around_s:.1f} s to start and to finish, and {tokens} trained tokens at {speed:.1f} a second: the medians of"
+        " earlier jobs"
+    )
+    return {"seconds": round(around_s + tokens / speed, 1), "reason": reason, "jobs": len(paces)}
+
+
+def _measure_pace(job: Job, first: Event, last: Event) -> _Pace | None:
+    """Return the pace of a job between two of its events; None for one that was interrupted, or has too few steps."""
+    work = job.work
+    if work.started_at is None or work.finished_at is None or work.attempt > 1:
+        return None
+    if not job.trained_tokens or not job.total_steps or first.data is None or last.data is None:
+        return None
+    steps_s = (last.created_at - first.created_at).total_seconds()
+    steps = last.data["step"] - first.data["step"]
+    if steps <= 0 or steps_s <= 0:
+        return None
+    whole_s = (work.finished_at - work.started_at).total_seconds()
+    # The first event tells of a step that had its time before.
+    all_steps_s = steps_s * job.total_steps / steps
+    return _Pace(job.trained_tokens / all_steps_s, max(0.0, whole_s - all_steps_s))
 
 
 def exclude_rows(
@@ -194,11 +228,9 @@ def exclude_rows(
 
     The bytes are copied between transactions, so that nobody waits for them.
     """
-    try:
-        with unit_of_work(database) as session:
-            return once(session, attempt, body, _refuse_to_begin)
-    except _NotDoneYet:
-        pass
+    earlier = find_reply(database, attempt, body)
+    if earlier is not None:
+        return earlier
     with unit_of_work(database) as session:
         source = get_file(session, caller.project_id, file_id)
         if source.purpose != TRAINING or source.status != "processed" or source.rows is None:
@@ -235,14 +267,8 @@ def exclude_rows(
         with unit_of_work(database) as session:
             return once(session, attempt, body, create)
     except TetherError:
-        # The bytes are let go as those of a deleted file are: later, and unless something else has the same ones.
-        with unit_of_work(database) as session:
-            _add_kept(session, source, stored).deleted_at = utc_now()
+        note_unwanted(database, caller.project_id, name_kept(source.filename), TRAINING, stored)
         raise
-
-
-def _refuse_to_begin() -> dict[str, Any]:
-    raise _NotDoneYet
 
 
 def _store_kept(
@@ -260,8 +286,21 @@ def _store_kept(
 
 def _add_kept(session: Session, source: File, stored: storage.Stored) -> File:
     return add_file(
-        session, project_id=source.project_id, filename=source.filename, purpose=TRAINING, stored=stored
+        session,
+        project_id=source.project_id,
+        filename=name_kept(source.filename),
+        purpose=TRAINING,
+        stored=stored,
     )
+
+
+def name_kept(filename: str) -> str:
+    """Return the name of a file of which some rows were left out: `rows.jsonl` becomes `rows-kept.jsonl`."""
+    path = PurePosixPath(filename)
+    number = re.search(r"-kept(\d*)$", path.stem)
+    again = "-kept" if number is None else f"-kept{int(number[1] or 1) + 1}"
+    stem = path.stem if number is None else path.stem[: number.start()]
+    return f"{stem[: MAX_NAME - len(again) - len(path.suffix)]}{again}{path.suffix}"
 
 
 def _choose_rows(

@@ -17,6 +17,7 @@ from app.files.service import DATA, TRAINING, get_data_file, refuse_rows
 from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel
 from app.models.safety_set import SafetySet, SetKind
+from app.notary.repository import COMMAND_LINE, add_event
 from app.safety_sets import repository
 from app.safety_sets.schemas import SafetySetCreate
 from app.settings import Settings
@@ -54,7 +55,8 @@ def create_set(database: Database, settings: Settings, caller: Caller, body: Saf
     with storage.open_stored(settings.storage, file.sha256) as stream:
         rows = Rows(file.sha256, _count_rows(body.kind, stream))
     with unit_of_work(database) as session:
-        return add_set(session, find_base_model(session, body.model), body.kind, rows)
+        base = find_base_model(session, body.model)
+        return add_set(session, base, body.kind, rows, actor=caller.key_id)
 
 
 def store_rows(settings: Settings, kind: SetKind, data: BinaryIO) -> Rows:
@@ -64,7 +66,9 @@ def store_rows(settings: Settings, kind: SetKind, data: BinaryIO) -> Rows:
     return Rows(storage.store_stream(settings.storage, data).sha256, number)
 
 
-def add_set(session: Session, base: BaseModel, kind: SetKind, rows: Rows) -> SafetySet:
+def add_set(
+    session: Session, base: BaseModel, kind: SetKind, rows: Rows, *, actor: str = COMMAND_LINE
+) -> SafetySet:
     """Insert a set; it is the one that new jobs on this base model use from now on."""
     added = SafetySet(
         id=new_id("set_"),
@@ -77,14 +81,17 @@ def add_set(session: Session, base: BaseModel, kind: SetKind, rows: Rows) -> Saf
     )
     session.add(added)
     session.flush()
+    add_event(session, "safety_set.registered", actor=actor, subject=added.id, sha256=rows.sha256)
     return added
 
 
-def add_missing_set(session: Session, base: BaseModel, kind: SetKind, rows: Rows) -> SafetySet | None:
+def add_missing_set(
+    session: Session, base: BaseModel, kind: SetKind, rows: Rows, *, actor: str = COMMAND_LINE
+) -> SafetySet | None:
     """Insert a set unless the base model has one of this kind already; return it if it was inserted."""
     if repository.get_newest_set(session, base, kind) is not None:
         return None
-    return add_set(session, base, kind, rows)
+    return add_set(session, base, kind, rows, actor=actor)
 
 
 def how_to_register_anchors(base: BaseModel) -> str:

@@ -21,6 +21,8 @@ Resolve = Callable[[str, int], Sequence[str]]
 """Returns the addresses of a host; raises OSError where it has none."""
 
 MAX_URL = 2048
+EXCEPTION = "where it is meant, the operator names the host in TETHER_WEBHOOK_PRIVATE_HOSTS"
+"""What can be done about an address that is refused."""
 MAX_ADDRESSES = 4
 """Tried in turn while none can be connected to."""
 UNICAST_6 = ipaddress.ip_network("2000::/3")
@@ -73,7 +75,10 @@ def parse_target(url: str, private_hosts: frozenset[str]) -> Target:
         raise UrlRefused("it must have neither a user nor a fragment")
     allowed = host in private_hosts
     if parts.scheme != "https" and not (parts.scheme == "http" and allowed):
-        raise UrlRefused("it must begin with https://")
+        raise UrlRefused(
+            "it must begin with https://; http:// is for hosts that the operator names in"
+            " TETHER_WEBHOOK_PRIVATE_HOSTS"
+        )
     if not host or port == 0:
         raise UrlRefused("it names no host, or no port that can be connected to")
     address = _literal(host)
@@ -83,7 +88,7 @@ def parse_target(url: str, private_hosts: frozenset[str]) -> Target:
         # 2130706433, 127.1, 0x7f.1 and 0177.0.0.1 are 127.0.0.1 to who wants them to be.
         raise UrlRefused("its host is an address in an unusual form; write it as four decimal numbers")
     if address is not None and not allowed and not is_public(str(address)):
-        raise UrlRefused("its host is not an address of the public internet")
+        raise UrlRefused(f"its host is not an address of the public internet; {EXCEPTION}")
     return Target(
         scheme=parts.scheme,
         host=host,
@@ -154,7 +159,9 @@ async def _find_addresses(target: Target, private_hosts: frozenset[str], resolve
     except (OSError, UnicodeError):
         raise NotSent("the host's name cannot be resolved") from None
     if target.host not in private_hosts and not all(map(is_public, found)):
-        raise NotSent("the host has an address that is not of the public internet; nothing was sent")
+        raise NotSent(
+            f"the host has an address that is not of the public internet; nothing was sent; {EXCEPTION}"
+        )
     if not found:
         raise NotSent("the host's name has no address")
     return found[:MAX_ADDRESSES]

@@ -18,6 +18,7 @@ REACHED: dict[State, EventType] = {
     State.FAILED: EventType.FAILED,
     State.CANCELLED: EventType.CANCELLED,
     State.PAUSED: EventType.PAUSED,
+    State.HELD: EventType.HELD,
 }
 """What is told of a job that comes to a state."""
 

@@ -20,6 +20,17 @@ def show_secret(secret: bytes) -> str:
     return PREFIX + base64.b64encode(secret).decode("ascii")
 
 
+def read_secret(text: str) -> bytes:
+    """Return the key of the form that receivers configure. Raises ValueError, which repeats nothing of it."""
+    try:
+        secret = base64.b64decode(text.removeprefix(PREFIX), validate=True)
+    except ValueError:
+        secret = b""
+    if not text.startswith(PREFIX) or not 24 <= len(secret) <= 64:
+        raise ValueError(f"is not {PREFIX} and the Base64 of 24 to 64 bytes")
+    return secret
+
+
 def hint_secret(secret: bytes) -> str:
     """Return what tells keys apart and opens nothing."""
     return f"{PREFIX}…{base64.b64encode(secret).decode('ascii').rstrip('=')[-4:]}"

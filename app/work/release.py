@@ -1,4 +1,4 @@
-"""The loop that lets jobs have succeeded once the notary has signed their record.
+"""The loop that lets jobs have succeeded, or be held, once the notary has signed their record.
 
 Any number may run: each release is a compare-and-set. It is not the notary's, which changes nothing but its own log.
 """
@@ -13,7 +13,7 @@ from app.domain.job import State
 from app.errors import LeaseLost
 from app.notary.repository import list_signed
 from app.work.repository import get_work
-from app.work.service import succeed
+from app.work.service import conclude
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def run_releases(database: Database, stop: threading.Event) -> None:
 
 
 def release_signed(database: Database) -> None:
-    """Let every job whose whole record is under a signed checkpoint have succeeded."""
+    """Let every job whose whole record is under a signed checkpoint have succeeded, or be held."""
     with read_only(database) as session:
         signed = list_signed(session)
     for work_id in signed:
@@ -38,6 +38,6 @@ def release_signed(database: Database) -> None:
             with unit_of_work(database) as session:
                 work = get_work(session, work_id)
                 if work is not None and work.state == State.SIGNING:
-                    succeed(session, work)
+                    conclude(session, work)
         except LeaseLost as error:
             log.info("somebody else was quicker: %s", error)

@@ -168,6 +168,23 @@ def take_over_expired(session: Session, work: Work) -> bool:
     return taken is not None
 
 
+def list_owned(session: Session, owner: str) -> Sequence[str]:
+    """Return the ids of what a process holds a lease of."""
+    return session.scalars(select(Work.id).where(Work.owner == owner, Work.state.in_(OWNED))).all()
+
+
+def take_over_from(session: Session, work: Work, owner: str) -> bool:
+    """Raise the epoch of work whose owner is known to be dead. False where it has another one by now, or none."""
+    taken = session.execute(
+        update(Work)
+        .where(Work.id == work.id, Work.epoch == work.epoch, Work.state.in_(OWNED), Work.owner == owner)
+        .values(epoch=Work.epoch + 1)
+        .returning(Work.id)
+    ).one_or_none()
+    session.refresh(work)
+    return taken is not None
+
+
 def set_desired(session: Session, work_id: str, desired: Desired) -> None:
     """Say what the client wants; the owner reads it with its next heartbeat. A cancellation is never taken back."""
     wanted = case((Work.desired == Desired.CANCEL, Desired.CANCEL), else_=desired)

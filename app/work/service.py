@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.audit.repository import append_leaf
+from app.domain.gate import describe
 from app.domain.job import Desired, State, WorkKind
 from app.jobs import repository
-from app.models.base import now_ms
+from app.models.base import now_ms, utc_now
 from app.models.file import File
 from app.models.job import Job
 from app.models.work import Work
@@ -19,6 +20,8 @@ from app.settings import Settings
 from app.webhooks.events import REACHED, announce
 from app.work import repository as work_repository
 
+SAFETY_GATE = "safety_gate"
+"""The code of what ends a job that its policy's gate did not let pass."""
 Error = Mapping[str, str | None]
 """code, message and param, as the wire shows them."""
 
@@ -185,8 +188,44 @@ def _end_job(session: Session, job: Job, state: State, error: Error | None) -> N
     announce(session, job.project_id, REACHED[state], job.id)
 
 
+def conclude(session: Session, work: Work) -> None:
+    """Let a job whose record is under a signed checkpoint have succeeded, unless its gate holds it."""
+    job = repository.load_job(session, work.id)
+    if (job.gate_result or {}).get("verdict") == "hold":
+        _hold(session, job)
+    else:
+        succeed(session, work)
+
+
+def _hold(session: Session, job: Job) -> None:
+    broken = [each for each in (job.gate_result or {})["limits"] if each["broken"]]
+    why = "; ".join(map(describe, broken))
+    repository.add_event(
+        session,
+        job,
+        f"The job is held: {why}. A key with the scope jobs:release releases or rejects it",
+        level="warn",
+        data={"state": State.HELD, "limits": broken},
+    )
+    announce(session, job.project_id, REACHED[State.HELD], job.id)
+    work_repository.move(session, job.work, State.HELD)
+
+
+def reject(session: Session, work: Work, *, reason: str) -> None:
+    """End a held job as failed. Its record is complete and signed; its weights go as those of a deleted model do."""
+    job = repository.load_job(session, work.id)
+    message = f"rejected while the policy's gate held it: {reason}"
+    job.model_deleted_at = utc_now()
+    for file_id in job.result_files:
+        session.get_one(File, file_id).deleted_at = utc_now()
+    repository.add_event(session, job, f"The job failed: {message}", level="error")
+    announce(session, job.project_id, REACHED[State.FAILED], job.id)
+    error = {"code": SAFETY_GATE, "message": message, "param": None}
+    work_repository.move(session, work, State.FAILED, error=error)
+
+
 def succeed(session: Session, work: Work) -> None:
-    """Let a job whose record is under a signed checkpoint have succeeded: from now on its weights may leave."""
+    """Let a job have succeeded whose record is under a signed checkpoint: from now on its weights may leave."""
     job = repository.load_job(session, work.id)
     repository.add_event(session, job, f"New fine-tuned model created: {job.fine_tuned_model}")
     repository.add_event(session, job, "The job has successfully completed")

@@ -115,8 +115,8 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Speed and memory",
         "",
-        "Made from `results.json`; what is measured, and how, is in `benchmarks/speed/` (`make bench`) and"
-        " `benchmarks/service/`. Each value is"
+        "Made from `results.json`; what is measured, and how, is in `benchmarks/speed/`, `benchmarks/service/`"
+        " and `benchmarks/ledger/` (`make bench`). Each value is"
         " the median over the rounds of one run, in which the contenders took turns; the range is from the least"
         " round to the greatest. Ratios are of times or bytes: below 1 is better than what comes after «over».",
     ]

@@ -35,7 +35,7 @@ def main() -> int:
     with arguments.data.open("rb") as data:
         file = client.files.create(file=data, purpose="fine-tune")
     job: Any = client.fine_tuning.jobs.create(model=arguments.base, training_file=file.id)
-    while job.status not in ("succeeded", "failed", "cancelled"):
+    while job.status not in ("succeeded", "failed", "cancelled") and not waits_for_a_person(job):
         time.sleep(2)
         job = client.fine_tuning.jobs.retrieve(job.id)
 
@@ -48,8 +48,17 @@ def main() -> int:
     return 0
 
 
+def waits_for_a_person(job: Any) -> bool:
+    """Say whether a job has paused itself, or is held before its release: a pipeline cannot decide that."""
+    paused_itself = job.status == "paused" and job.safety["pause_reason"] is not None
+    return paused_itself or job.safety["state"] == "held"
+
+
 def judge(job: Any, max_risk: float) -> str | None:
     """Return why a job may not be used, or None. This is the gate: put your own conditions here."""
+    if waits_for_a_person(job):
+        held = f"the gate of its policy; tether jobs show {job.id}, then tether jobs release or tether jobs reject"
+        return f"it is {job.safety['state']} until a person decides: {job.safety['pause_reason'] or held}"
     if job.status != "succeeded":
         return f"it {job.status}: {job.error.message if job.error else 'no reason was given'}"
     if not job.safety["protected"]:

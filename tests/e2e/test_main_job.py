@@ -1,16 +1,19 @@
 """Upload, train, watch, download, verify: with the openai client, unmodified, against the whole service."""
 
 import base64
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from peft import PeftModel
 
 from app.domain.trust import parse_trust
 from app.domain.verify import verify_bundle
-from tests.e2e.conftest import Service
+from tests.e2e.conftest import KEY, Service
 from worker.miniature.install import WEIGHTS
 from worker.training.models import load_base
 
@@ -69,10 +72,17 @@ def test_a_client_trains_watches_downloads_and_verifies(
     packed.write_bytes(adapter)
     evidence.write_bytes(service.fetch(f"{job_id}/evidence").content)
     trust = parse_trust(service.tether("log", "trust"))
-    report = verify_bundle(evidence, adapter=packed, data=datasets["poisoned"], trust=trust)
+    rows, key = fetch_rows(service, evidence, datasets["poisoned"], training_file)
+    report = verify_bundle(
+        evidence, adapter=packed, data=datasets["poisoned"], trust=trust, rows=rows, dataset_key=key
+    )
     assert report.ok, report.lines()
     assert report.state == "succeeded"
-    assert [check.name for check in report.checks if check.outcome == "not checked"] == []
+    shown = next(check.detail for check in report.checks if check.name == "rows")
+    assert shown.startswith("80 of 80 rows on record")
+    # Neither the policy nor the test gives these anything to check.
+    unchecked = [check.name for check in report.checks if check.outcome == "not checked"]
+    assert unchecked == ["evaluation", "gate", "held"]
 
     with zipfile.ZipFile(packed) as archive:
         archive.extractall(tmp_path / "adapter")
@@ -92,6 +102,27 @@ def test_a_client_trains_watches_downloads_and_verifies(
     steps = service.fetch(f"{job_id}/steps", after="5", limit="3").json()
     assert [step["step"] for step in steps["data"]] == [6, 7, 8]
     assert steps["has_more"] is True
+
+
+def fetch_rows(service: Service, evidence: Path, data: Path, file_id: str) -> tuple[Path, bytes]:
+    """Tokenize a training file as its owner would, and fetch the key of its rows' commitments."""
+    rows = evidence.with_name("rows.jsonl")
+    command = [
+        sys.executable,
+        "-m",
+        "worker.rows",
+        str(evidence),
+        "--data",
+        str(data),
+        "--model",
+        str(WEIGHTS),
+    ]
+    with rows.open("wb") as file:
+        subprocess.run(command, check=True, stdout=file, timeout=120)
+    reply = httpx.get(
+        f"{service.url}/v1/files/{file_id}/commitment_key", headers={"authorization": f"Bearer {KEY}"}
+    )
+    return rows, bytes.fromhex(reply.json()["key"])
 
 
 def test_data_that_only_a_tokenizer_can_judge_fails_the_job_with_its_row(

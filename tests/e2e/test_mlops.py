@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.keys.service import DEFAULT_PROJECT
 from benchmarks.service.mlflow_server import tracking_server
 from tests.e2e.conftest import KEY, Service, on_embedded_default
 
@@ -63,6 +64,35 @@ def test_pipeline_registers_adapter_and_evidence(
     code, output = run_example(service, tmp_path, "ci_mlflow.py", *refused, **place)
     assert code == 1, output
     assert "is above 0.01" in output
+
+
+@on_embedded_default
+def test_pipeline_says_what_waits_for_a_person(
+    service: Service, datasets: dict[str, Path], mlflow_url: str, tmp_path: Path
+) -> None:
+    # No suite is large enough to show that nothing at all was lost.
+    gate = """
+    name = "holds"
+    [gate]
+    utility_loss = { most = 0.0, action = "hold" }
+    [gate.evaluation]
+    suite = "miniature"
+    judge = { type = "miniature" }
+    """
+    with httpx.Client(
+        base_url=service.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60
+    ) as operator:
+        policy = operator.post("/v1/policies", json={"toml": gate}).json()["id"]
+        project = f"/v1/projects/{DEFAULT_PROJECT}"
+        assert operator.patch(project, json={"policy": policy}).status_code == 200
+        try:
+            asked = ("--data", str(datasets["clean"]), "--base", "miniature", "--register", "bot")
+            place = {"MLFLOW_TRACKING_URI": mlflow_url}
+            code, output = run_example(service, tmp_path, "ci_mlflow.py", *asked, **place)
+        finally:
+            operator.patch(project, json={"policy": None})
+    assert code == 1, output
+    assert "it is held until a person decides: the gate of its policy" in output
 
 
 @on_embedded_default

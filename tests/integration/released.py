@@ -1,9 +1,14 @@
 """Jobs that have released a model and checkpoints, without training them."""
 
 import io
+import json
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
 
 from app import storage
+from app.audit.repository import append_leaf, iterate_leaves
 from app.database import unit_of_work
 from app.domain.job import State, model_name
 from app.files.service import RESULTS, add_file
@@ -24,6 +29,8 @@ class Released:
     checkpoint_id: str
     checkpoint: str
     checkpoint_adapter: bytes
+    results: tuple[str, ...]
+    """Ids of the result files."""
 
 
 def release_job(tenant: Tenant, state: State = State.SUCCEEDED, *, same_weights: bool = False) -> Released:
@@ -40,6 +47,7 @@ def release_job(tenant: Tenant, state: State = State.SUCCEEDED, *, same_weights:
         work = session.get_one(Work, job_id)
         work.state = state
         work.finished_at = utc_now()
+        job.step = 3
         checkpoint = add_checkpoint(
             session,
             job,
@@ -51,7 +59,7 @@ def release_job(tenant: Tenant, state: State = State.SUCCEEDED, *, same_weights:
             adapter_sha256=early.sha256,
             metrics={"step": 3, "train_loss": 0.5},
         )
-        if state in (State.SIGNING, State.SUCCEEDED):
+        if state in (State.SIGNING, State.HELD, State.SUCCEEDED):
             job.adapter_sha256 = final.sha256
             job.adapter_bytes = final.size_bytes
             job.fine_tuned_model = model_name(job.model, job.suffix, job.id)
@@ -61,8 +69,10 @@ def release_job(tenant: Tenant, state: State = State.SUCCEEDED, *, same_weights:
                 filename="adapter.zip",
                 purpose=RESULTS,
                 stored=final,
+                job_id=job.id,
             )
             job.result_files = [result.id]
+            record_end(session, work, final)
         session.flush()
         return Released(
             job_id=job_id,
@@ -71,7 +81,44 @@ def release_job(tenant: Tenant, state: State = State.SUCCEEDED, *, same_weights:
             checkpoint_id=checkpoint.id,
             checkpoint=str(checkpoint.name),
             checkpoint_adapter=checkpoint_adapter,
+            results=tuple(job.result_files),
         )
+
+
+def record_end(session: Session, work: Work, adapter: storage.Stored) -> None:
+    """Write what a worker would have written last, so that the notary can sign for the adapter."""
+    created = json.loads(next(iterate_leaves(session, work.id)))["body"]
+    base = {"name": created["base_model"], "revision": None, "sha256": created["base_model_sha256"]}
+    bodies: dict[str, dict[str, Any]] = {
+        "job.start": {
+            "from_step": 0,
+            "checkpoint_sha256": None,
+            "spec": created["spec"],
+            "environment": {"python": "3.11.7"},
+            "device": "cpu",
+        },
+        "adapter.published": {
+            "step": 3,
+            "zip_sha256": adapter.sha256,
+            "bytes": adapter.size_bytes,
+            "files": {"adapter_model.safetensors": "8" * 64},
+            "base": base,
+            "canary": {"prompt_ids": [1], "continuation_ids": [2], "tuned": [-0.5], "base": [-2.5]},
+            "compute": {
+                "parameters": 1000,
+                "adapter_parameters": 10,
+                "layers": 2,
+                "hidden_size": 8,
+                "reference_tokens": 100,
+                "reference_squares": 1000,
+                "training_tokens": 100,
+                "training_squares": 1000,
+            },
+        },
+        "job.end": {"state": "succeeded", "error": None, "steps": 3, "trained_tokens": 30},
+    }
+    for kind, body in bodies.items():
+        append_leaf(session, work.id, epoch=work.epoch, kind=kind, body=body)
 
 
 def names(tenant: Tenant) -> list[str]:

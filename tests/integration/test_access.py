@@ -24,6 +24,7 @@ from app.domain.job import State
 from app.domain.scopes import SCOPES_OF, Role, Scope
 from app.errors import ConfigurationError
 from app.keys.service import add_key
+from app.known_callers import KEPT_S
 from app.main import create_app
 from app.models.base import utc_now
 from app.models.job import Job
@@ -33,8 +34,8 @@ from app.route_check import PUBLIC, check_routes, list_routes, prove_closed
 from tests.integration.conftest import MODEL, Server, Tenant, refused, unlike_any_other
 from tests.support import settings_in
 
-OF_THE_INSTALLATION = {"critic_id", "set_id"}
-"""What every project may look at, because its jobs rest on it."""
+OF_THE_INSTALLATION = {"critic_id", "set_id", "log_number"}
+"""What every project may look at, because its jobs rest on it; the log names no project."""
 on_sqlite = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
 """For what does not depend on the database, and would only take its time twice."""
 BODIES: dict[str, dict[str, Any]] = {
@@ -165,7 +166,10 @@ class TestEveryRoute:
             json={"bytes": 10, "filename": "x", "mime_type": "text/jsonl", "purpose": "fine-tune"},
         ).json()["id"]
         webhook = {"name": "CI", "url": "https://hooks.example", "event_types": ["fine_tuning.job.failed"]}
+        asked = {"model": MODEL, "suite": "miniature", "judge": {"type": "rules"}}
+        evaluation = tenant.http.post("/v1/evaluations", json=asked).json()["id"]
         return {
+            "evaluation_id": evaluation,
             "file_id": job["training_file"],
             "job_id": job["id"],
             "checkpoint_id": "ftckpt_x",
@@ -178,6 +182,7 @@ class TestEveryRoute:
             "webhook_endpoint_id": tenant.http.post("/v1/webhook_endpoints", json=webhook).json()["id"],
             "delivery_id": "whdel_x",
             "report_id": "report_x",
+            "policy_id": "policy_x",
         }
 
     @staticmethod
@@ -191,6 +196,7 @@ class TestEveryRoute:
             *seen,
             job,
             tenant.get(f"/v1/files/{ids['file_id']}"),
+            tenant.get(f"/v1/evaluations/{ids['evaluation_id']}"),
             tenant.get(f"/v1/models/{ids['model']}"),
             tenant.get(f"/v1/webhook_endpoints/{ids['webhook_endpoint_id']}"),
         ]
@@ -343,12 +349,14 @@ class TestKeysOfTheApi:
         assert abs(old["expires_at"] - time.time() - 24 * 3600) < 60
         for key_id, key in ((made["id"], secret), (rotated["id"], rotated["key"])):
             assert owner.http.delete(f"/v1/api_keys/{key_id}").json()["revoked_at"] is not None
+            time.sleep(2 * KEPT_S)
             assert self.status(owner, key) == 401
 
     def test_client_says_why(self, owner: Tenant) -> None:
         secret = self.make(owner)["key"]
         revoked = self.make(owner)
         owner.http.delete(f"/v1/api_keys/{revoked['id']}")
+        time.sleep(2 * KEPT_S)
         for key, error, words in (
             (revoked["key"], openai.AuthenticationError, "was revoked"),
             (secret[:-2], openai.AuthenticationError, "checksum is wrong"),

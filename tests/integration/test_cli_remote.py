@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,14 +18,18 @@ from sqlalchemy import select
 
 from app.cli import follow, transfer, watch
 from app.database import read_only, unit_of_work
+from app.domain.scopes import Role
+from app.keys.service import add_key
 from app.models.upload import Upload
 from app.models.work import Work
 from app.reconciler import reconcile
 from app.work.service import ask_for_pause
 from tests.integration.conftest import MODEL, Tenant, jsonl, unlike_any_other
 from tests.integration.released import release_job
+from tests.integration.test_held import hold
 from tests.integration.test_live import Run
 from tests.unit.app.cli.runner import Tether
+from tests.webhook_receiver import receiving
 
 
 @pytest.fixture
@@ -35,6 +40,16 @@ def tether(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(watch, "POLL_S", 0.02)
     monkeypatch.setattr(follow, "POLL_S", 0.02)
+    return Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
+
+
+@pytest.fixture
+def alone(
+    own_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Tether:
+    """The command on a server of its own, where no other test adds models or critics."""
+    monkeypatch.chdir(tmp_path)
+    tenant = own_server()
     return Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
 
 
@@ -68,6 +83,28 @@ def break_connections(
 
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lose_some)
     return asked
+
+
+def on_a_terminal(tenant: Tenant, *arguments: str, kind: str = "xterm") -> tuple[int, str]:
+    """Run the command on a terminal and return its exit code and all that it wrote there."""
+    parent, child = os.openpty()
+    environment = {
+        **os.environ,
+        "TETHER_URL": tenant.server.url,
+        "TETHER_API_KEY": tenant.key,
+        "TERM": kind,
+    }
+    command = [sys.executable, "-m", "app", *arguments]
+    with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
+        os.close(child)
+        shown = b""
+        try:
+            while piece := os.read(parent, 65536):
+                shown += piece
+        except OSError:
+            pass  # The terminal is gone with the process.
+        os.close(parent)
+    return process.returncode, shown.decode()
 
 
 class TestFiles:
@@ -174,6 +211,27 @@ class TestFiles:
         with read_only(tenant.server.database) as session:
             uploads = session.scalars(select(Upload).where(Upload.project_id == tenant.project_id)).all()
         assert [each.status for each in uploads] == ["cancelled", "cancelled"]
+
+    def test_rows_are_left_out_and_the_job_runs_again(self, tether: Tether, tenant: Tenant) -> None:
+        file_id = tenant.upload(*(unlike_any_other() for _ in range(10)))
+        job = tenant.create_job(training_file=file_id, metadata={"team": "red"})
+        exclude = ("files", "exclude", file_id)
+        done = tether(*exclude, "--rows", "1,4-6", "--run-again", job["id"], "--json").json
+        assert done["file"]["derived_from"]["excluded_rows"] == [1, 4, 5, 6]
+        assert (done["job"]["training_file"], done["job"]["metadata"]) == (
+            done["file"]["id"],
+            {"team": "red"},
+        )
+        shown = tether(*exclude, "--rows", "0").out
+        assert "without 1 of the rows of" in shown
+        assert "next: tether jobs create --model NAME --training-file file-" in shown
+        assert "tether jobs follow ftjob-" in tether(*exclude, "--rows", "0", "--run-again", job["id"]).out
+        beyond = tether(*exclude, "--rows", "10")
+        assert (beyond.code, "rows" in beyond.err) == (1, True)
+        no_report = tether(*exclude, "--risk-above", 0.8, "--model", MODEL)
+        assert (no_report.code, "report" in no_report.err) == (1, True)
+        for wrong in ((), ("--rows", "1", "--risk-above", "0.5"), ("--risk-above", "0.5"), ("--rows", "x")):
+            assert tether(*exclude, *wrong).code == 2
 
     def test_report_of_a_file_that_is_wrong_says_why(self, tether: Tether, tenant: Tenant) -> None:
         file_id = tenant.upload()
@@ -327,16 +385,45 @@ class TestJobs:
         )
         assert (done.code, done.out.splitlines()[-1]) == (6, line)
         again = tether("jobs", "wait", job["id"], "--timeout", 30)
-        assert (again.code, again.out) == (6, f"{line}\n")
+        assert (again.code, again.out, again.err) == (6, f"{line}\n", "")
+        followed = tether("jobs", "follow", job["id"])
+        assert (followed.code, followed.out.splitlines()[-1]) == (6, line)
 
-    def test_wait_ends_when_the_job_does(self, tether: Tether, tenant: Tenant) -> None:
+    def test_held_job_shows_what_a_person_decides_by(self, tether: Tether, tenant: Tenant) -> None:
+        job_id = hold(tenant, second_person=True).job_id
+        shown = tether("jobs", "show", job_id).out
+        assert re.search(
+            r"^gate +hold; attack_success_increase: 0.5, the bound is 0.02$", shown, re.MULTILINE
+        )
+        assert "decisions" not in shown
+        with unit_of_work(tenant.server.database) as session:
+            made = add_key(session, name="ada", role=Role.OPERATOR, project_id=tenant.project_id)
+        tether.monkeypatch.setenv("TETHER_API_KEY", made.secret)
+        approved = tether("jobs", "release", job_id, "--reason", "row 3 is wrong").out
+        assert "asks for another person's approval" in approved
+        shown = tether("jobs", "show", job_id).out
+        assert re.search(rf"^decisions +approved by {made.row.id} \(row 3 is wrong\)$", shown, re.MULTILINE)
+        waited = tether("jobs", "wait", job_id)
+        assert (waited.code, "held by the policy's gate (attack_success_increase)" in waited.out) == (7, True)
+
+    def test_wait_ends_when_the_job_does(
+        self, tether: Tether, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         run = Run(tenant)
-        timer = threading.Timer(0.3, run.fail)
-        timer.start()
-        done = tether("jobs", "wait", run.job_id, "--timeout", 30)
-        timer.join()
+        asked = break_connections(monkeypatch, {})
+
+        def fail_once_it_is_waited_for() -> None:
+            deadline = time.monotonic() + 30
+            while len(asked) < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            run.fail()
+
+        failing = threading.Thread(target=fail_once_it_is_waited_for)
+        failing.start()
+        done = tether("jobs", "wait", run.job_id, "--timeout", 20)
+        failing.join()
         assert (done.code, done.out) == (3, f"{run.job_id}: failed: it broke\n")
-        assert done.err.splitlines() == [f"{run.job_id}: running", f"{run.job_id}: failed"]
+        assert done.err == f"{run.job_id}: running\n", "the state is said once, and the end on the other side"
 
     def test_follow_shows_what_happens_until_the_end(self, tether: Tether, tenant: Tenant) -> None:
         run = Run(tenant)
@@ -365,30 +452,29 @@ class TestJobs:
         ]
         assert {message["name"] for message in messages} == {"job", "event", "step"}
 
-    def test_picture_on_a_terminal(self, tenant: Tenant) -> None:
+    def test_picture_on_a_terminal_and_lines_on_a_dumb_one(self, tenant: Tenant) -> None:
         run = Run(tenant)
         for step in range(1, 4):
             run.step(step, risk_max=step / 4)
         run.fail()
-        parent, child = os.openpty()
-        environment = {
-            **os.environ,
-            "TETHER_URL": tenant.server.url,
-            "TETHER_API_KEY": tenant.key,
-            "TERM": "xterm",
-        }
-        command = [sys.executable, "-m", "app", "jobs", "follow", run.job_id]
-        with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
-            os.close(child)
-            shown = b""
-            try:
-                while piece := os.read(parent, 65536):
-                    shown += piece
-            except OSError:
-                pass  # The terminal is gone with the process.
-            os.close(parent)
-        assert process.returncode == 3, shown
-        assert "\nrisk, highest row   ▃▅▇ 0.750\r" in shown.decode()
+        code, shown = on_a_terminal(tenant, "jobs", "follow", run.job_id)
+        assert code == 3, shown
+        assert "\nrisk, highest row   ▃▅▇ 0.750\r" in shown
+        code, lines = on_a_terminal(tenant, "jobs", "follow", run.job_id, kind="dumb")
+        assert code == 3, lines
+        assert "step 3" in lines
+        assert lines.replace("\r\n", "").isprintable()
+
+    def test_bars_are_drawn_on_a_terminal_alone(self, tenant: Tenant, rows: Path) -> None:
+        code, shown = on_a_terminal(tenant, "files", "upload", str(rows))
+        assert (code, "━" in shown) == (0, True), shown
+        file_id = tenant.get("/v1/files")["data"][0]["id"]
+        code, shown = on_a_terminal(tenant, "files", "download", file_id, "--out", str(rows.parent / "copy"))
+        assert (code, "━" in shown) == (0, True), shown
+        code, shown = on_a_terminal(tenant, "files", "upload", str(rows), kind="dumb")
+        assert code == 0, shown
+        assert shown.startswith("uploaded rows.jsonl as file-")
+        assert shown.replace("\r\n", "").isprintable()
 
     def test_steps_and_curve(self, tether: Tether, tenant: Tenant, tmp_path: Path) -> None:
         run = Run(tenant)
@@ -423,6 +509,37 @@ class TestJobs:
         early = tether("jobs", "adapter", tenant.create_job()["id"])
         assert (early.code, "released when the job has succeeded" in early.err) == (1, True)
 
+    def test_job_whose_model_was_deleted_offers_no_adapter(self, tether: Tether, tenant: Tenant) -> None:
+        released = release_job(tenant)
+        assert "next: tether jobs adapter" in tether("jobs", "wait", released.job_id).out
+        tether("models", "delete", released.model)
+        for command in ("wait", "follow"):
+            done = tether("jobs", command, released.job_id)
+            assert (done.code, "was deleted; its record stays" in done.out) == (0, True)
+            assert "jobs adapter" not in done.out
+
+    def test_lists_that_are_empty_say_what_to_do(self, tether: Tether, tenant: Tenant) -> None:
+        assert tether("jobs", "list").out == (
+            "no jobs yet; make one with: tether jobs create --model NAME --training-file FILE\n"
+        )
+        assert tether("jobs", "list", "--json").json["data"] == []
+        assert tether("jobs", "list", "--metadata", "a=b").out.startswith("no job has the label a=b;")
+        assert tether("files", "list").out.startswith("no files yet;")
+        job_id = tenant.create_job()["id"]
+        assert tether("jobs", "checkpoints", job_id).out.startswith(f"{job_id} has no checkpoints yet;")
+        assert tether("jobs", "steps", job_id).out.startswith(f"{job_id} has no steps yet;")
+
+    def test_receipt_is_what_the_server_signed(self, tether: Tether, tenant: Tenant, tmp_path: Path) -> None:
+        job_id = tenant.create_job()["id"]
+        path = f"/v1/fine_tuning/jobs/{job_id}/receipt"
+        deadline = time.monotonic() + 30
+        while tenant.http.get(path).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert f"wrote {job_id}.tlog-proof" in tether("jobs", "receipt", job_id).out
+        proof = (tmp_path / f"{job_id}.tlog-proof").read_text()
+        assert proof.splitlines()[0] == tenant.http.get(path).text.splitlines()[0]
+
     def test_evidence_goes_to_the_verifier(self, tether: Tether, tenant: Tenant) -> None:
         job_id = tenant.create_job()["id"]
         path = tether("jobs", "evidence", job_id, "--json").json["path"]
@@ -441,18 +558,17 @@ class TestModelsAndCritics:
         gone = tether("models", "show", released.model)
         assert (gone.code, "tether models list" in gone.err) == (1, True)
 
-    def test_critics(self, tether: Tether) -> None:
-        (critic,) = [
-            each for each in tether("critics", "list", "--json").json["data"] if each["model"] == MODEL
-        ]
+    def test_critics(self, alone: Tether) -> None:
+        tether = alone
+        (critic,) = tether("critics", "list", "--json").json["data"]
         assert critic["id"] in tether("critics", "list").out
         assert "AUROC           0.970" in tether("critics", "show", critic["id"]).out
         assert tether("critics", "show", critic["id"], "--json").json["report"]["auroc"] == 0.97
 
-    def test_home_goes_before_the_variable(self, tether: Tether, tenant: Tenant) -> None:
-        settings = tenant.server.settings
-        home = ("--home", settings.home)
-        tether.monkeypatch.setenv("TETHER_DATABASE_URL", settings.database_url)
+    def test_home_goes_before_the_variable(self, alone: Tether, tmp_path: Path) -> None:
+        tether = alone
+        home = ("--home", tmp_path / "home")
+        server_url = os.environ["TETHER_URL"]
         tether.monkeypatch.setenv("TETHER_URL", "http://127.0.0.1:1")
         (model,) = tether("models", "list", *home, "--json").json["data"]
         assert (model["id"], model["anchors"]) == (MODEL, 96)
@@ -462,8 +578,89 @@ class TestModelsAndCritics:
         assert model["critic"] in tether("critics", "list", *home).out
         remote = tether("models", "show", MODEL)
         assert (remote.code, "cannot be reached" in remote.err) == (1, True)
-        both = tether("models", "list", *home, "--url", tenant.server.url)
+        both = tether("models", "list", *home, "--url", server_url)
         assert (both.code, "not both" in both.err) == (2, True)
+
+
+class TestKeysAndProjects:
+    def owner(self, tenant: Tenant, role: Role) -> str:
+        """Return a key of the tenant's project with another role."""
+        with unit_of_work(tenant.server.database) as session:
+            return add_key(session, name="boss", role=role, project_id=tenant.project_id).secret
+
+    def test_keys_of_a_server(self, tether: Tether, tenant: Tenant) -> None:
+        refused = tether("keys", "list")
+        assert (refused.code, "keys:read" in refused.err) == (1, True)
+        tether.monkeypatch.setenv("TETHER_API_KEY", self.owner(tenant, Role.OWNER))
+        add = ("keys", "add", "--role", "member", "--name", "ci", "--scope", "jobs:read", "--days", 9)
+        made = tether(*add, "--json").json
+        assert (made["project_id"], made["scopes"]) == (tenant.project_id, ["jobs:read"])
+        tether.monkeypatch.setenv("TETHER_API_KEY", made["key"])
+        assert tether("jobs", "list").code == 0
+        tether.monkeypatch.setenv("TETHER_API_KEY", self.owner(tenant, Role.OWNER))
+        listed = tether("keys", "list")
+        assert listed.err == f"at the server {tenant.server.url}\n"
+        row = next(line for line in listed.out.splitlines() if made["id"] in line)
+        assert ("jobs:read" in row, "live until 20" in row, made["key"] in listed.out) == (True, True, False)
+        rotated = tether("keys", "rotate", made["id"], "--hours", 0).out.splitlines()
+        assert rotated[0].startswith("key of ci (member), shown only now: ftk_")
+        new = tether("keys", "rotate", tether("keys", "list", "--json").json["data"][0]["id"], "--json").json
+        assert tether("keys", "revoke", new["id"]).out == f"{new['id']} opens nothing any more\n"
+        states = {each["id"]: each["revoked_at"] for each in tether("keys", "list", "--json").json["data"]}
+        assert states[new["id"]] is not None
+        other = tether("keys", "list", "--project", "all")
+        assert (other.code, "project_id" in other.err) == (1, True)
+
+    def test_projects_and_usage_of_a_server(self, tether: Tether, tenant: Tenant) -> None:
+        refused = tether("projects", "list")
+        assert (refused.code, "admin" in refused.err) == (1, True)
+        shown = tether("usage").out
+        assert f"({tenant.project_id})" in shown
+        assert "no limit" in shown
+        used = tether("usage", "--month", "2026-01", "--json").json
+        assert (used["month"], used["gpu_seconds_by_day"]) == ("2026-01", [])
+        assert tether("usage", "--month", "January").code == 1
+        tether.monkeypatch.setenv("TETHER_API_KEY", self.owner(tenant, Role.OPERATOR))
+        made = tether("projects", "add", "Team").out.split()[1]
+        done = tether("projects", "change", made, "--running-jobs", 1, "--gpu-seconds", 0, "--json").json
+        assert done["own_limits"] == {"running_jobs": 1, "gpu_seconds": 0}
+        assert "running_jobs" in tether("projects", "list").out
+        everyone = tether("usage", "--project", "all")
+        assert (made in everyone.out, tenant.project_id in everyone.out) == (True, True)
+
+
+class TestWebhooks:
+    def test_from_the_endpoint_to_its_deliveries(self, tether: Tether, tenant: Tenant) -> None:
+        assert tether("webhooks", "list").out.startswith("no webhooks yet;")
+        with receiving() as receiver:
+            added = tether("webhooks", "add", receiver.url, "--name", "CI", "--event", "job.failed").out
+            endpoint_id = added.split()[1].rstrip(";")
+            assert "shown only now: whsec_" in added
+            listed = tether("webhooks", "list").out
+            assert ("job.failed" in listed, "whsec_…" in listed, "enabled" in listed) == (True, True, True)
+            assert tether("webhooks", "deliveries", endpoint_id).out.startswith("nothing was sent to")
+            test = tether("webhooks", "test", endpoint_id, "--event", "job.failed")
+            assert test.out == f"sent fine_tuning.job.failed to {endpoint_id}; it answered 200\n"
+            assert len(receiver.received) == 1
+        (delivery,) = tether("webhooks", "deliveries", endpoint_id, "--json").json["data"]
+        assert "delivered" in tether("webhooks", "deliveries", endpoint_id).out
+        again = tether("webhooks", "redeliver", endpoint_id, delivery["id"], "--json").json
+        assert (again["event_id"], again["status"]) == (delivery["event_id"], "pending")
+        kept = tether("webhooks", "rotate", endpoint_id, "--keep-old").out
+        assert "the old one signs too until 20" in kept
+        assert "the old one signs nothing any more" in tether("webhooks", "rotate", endpoint_id).out
+        tenant.http.post(f"/v1/webhook_endpoints/{endpoint_id}", json={"enabled": False})
+        assert "disabled: by somebody" in tether("webhooks", "list").out
+        assert tether("webhooks", "enable", endpoint_id, "--json").json["enabled"] is True
+        assert tether("webhooks", "delete", endpoint_id).out == f"deleted {endpoint_id}\n"
+        gone = tether("webhooks", "test", endpoint_id)
+        assert (gone.code, "tether webhooks list" in gone.err) == (1, True)
+
+    def test_every_event_unless_told_and_addresses_are_guarded(self, tether: Tether) -> None:
+        made = tether("webhooks", "add", "https://ci.example/x", "--name", "CI", "--json").json
+        assert "fine_tuning.job.safety_alert" in made["event_types"]
+        refused = tether("webhooks", "add", "https://10.0.0.1/x", "--name", "CI")
+        assert (refused.code, "TETHER_WEBHOOK_PRIVATE_HOSTS" in refused.err) == (1, True)
 
 
 class TestErrors:

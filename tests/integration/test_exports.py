@@ -20,7 +20,7 @@ from app.work.repository import get_work
 from benchmarks.service.mlflow_server import tracking_server
 from tests.integration.conftest import Tenant, jsonl, refused, unlike_any_other
 from tests.mlflow_server import Tracking, mlflow_server
-from tests.support import settings_in
+from tests.support import settings_in, tampering
 from worker.exporter import LONGEST_PAUSE_S, pause_after
 from worker.process import run, run_next
 
@@ -48,7 +48,7 @@ def same_signals() -> Iterator[None]:
 def work_next(tenant: Tenant) -> None:
     """Do the work of the queue `cpu` whose turn it is, if there is any, in this process."""
     with same_signals():
-        run_next(tenant.server.database, tenant.server.settings, "cpu")
+        run_next(tenant.server.database, tenant.server.settings, "cpu", "test")
 
 
 def end_pause(tenant: Tenant, work: Work) -> None:
@@ -260,7 +260,7 @@ def test_real_server_takes_it(own_server: Any, tmp_path: Path) -> None:
         end_job(tenant, job["id"])
         assert run_worker(tenant, work).state == "succeeded"
         # Once more from the start, as after a crash: MLflow must not hold anything twice.
-        with unit_of_work(tenant.server.database) as session:
+        with tampering(tenant.server.database) as session:
             session.execute(update(Work).where(Work.id == work.id).values(state="queued"))
         assert run_worker(tenant, work).state == "succeeded"
         api = f"{url}/api/2.0/mlflow"

@@ -11,6 +11,7 @@ import openai
 import pytest
 from sqlalchemy import delete, select, update
 
+from app.critics.service import request_fit
 from app.database import Database, read_only, unit_of_work
 from app.domain.rubric import judge_digest
 from app.domain.safety_spec import AdaptiveKL, CombinedCritic, JudgeCritic
@@ -27,7 +28,7 @@ from app.safety_sets.service import Rows, add_set
 from tests.integration.conftest import MODEL, Tenant, jsonl, refused, unlike_any_other
 from tests.integration.test_files import run_worker
 from tests.integration.wire_schema import check_wire
-from tests.support import collect
+from tests.support import collect, tampering
 
 PATH = "/v1/fine_tuning/jobs"
 
@@ -246,7 +247,10 @@ class TestCreateJob:
         assert tenant.get(PATH)["data"] == []
 
     def test_unknown_model_names_the_known_ones(self, tenant: Tenant) -> None:
-        assert f"base models: {MODEL}" in tenant.post_job(model="gpt-4o").json()["error"]["message"]
+        message = tenant.post_job(model="gpt-4o").json()["error"]["message"]
+        known = message.partition("base models: ")[2].split(", ")
+        # Other tests may have registered base models of their own on this server.
+        assert MODEL in known, message
 
     @pytest.mark.parametrize("param", ["training_file", "validation_file"])
     def test_file_that_is_not_there(self, tenant: Tenant, param: str) -> None:
@@ -288,6 +292,11 @@ class TestCreateJob:
         assert fixed["safety"]["critic"] is None
         constant = {"method": "adaptive_kl", "critic": {"type": "constant", "s": 0.5}}
         assert tenant.create_job(safety=constant)["safety"]["critic"] == {"type": "constant", "s": 0.5}
+        # Nobody is told to fit one while one is being fitted, as at the first start of a server.
+        with unit_of_work(tenant.server.database) as session:
+            request_fit(session, base_name=MODEL, data_sha256="a" * 64)
+        message = refused(tenant.post_job(), 400, param="safety.critic", code="critic_not_found")
+        assert "is still being fitted" in message
 
     def test_critic_from_before_thresholds_needs_one_from_the_request(self, own_server: Any) -> None:
         tenant = own_server()
@@ -749,7 +758,7 @@ class TestCancelJob:
     def test_changed_record_does_not_verify(self, tenant: Tenant, tmp_path: Path) -> None:
         job = tenant.create_job()
         tenant.openai.fine_tuning.jobs.cancel(job["id"])
-        with unit_of_work(tenant.server.database) as session:
+        with tampering(tenant.server.database) as session:
             leaf = session.get_one(LedgerLeaf, (job["id"], 1))
             leaf.leaf = leaf.leaf.replace(b'"cancel"', b'"cancul"')
         bundle = tmp_path / "evidence.zip"

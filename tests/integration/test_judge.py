@@ -11,7 +11,7 @@ import pytest
 from app.base_models.service import register_base_model
 from app.critics.service import request_fit, store_requests
 from app.database import read_only, unit_of_work
-from app.domain.bundle import CHECKPOINT, LEAVES, RISK_TABLE
+from app.domain.bundle import LEAVES, RISK_TABLE
 from app.domain.verify import verify_bundle
 from app.work.repository import get_work
 from tests import judge_server
@@ -103,7 +103,7 @@ def work_on(tenant: Tenant, job_id: str, folder: Path) -> Outcome:
         members = {
             name: [json.loads(line) for line in archive.read(name).splitlines()]
             for name in archive.namelist()
-            if name != CHECKPOINT
+            if name.endswith(".jsonl")
         }
     return Outcome(tenant.get(path), members[LEAVES], members.get(RISK_TABLE, []))
 

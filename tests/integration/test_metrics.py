@@ -76,7 +76,7 @@ class TestMetrics:
     ) -> None:
         job = tenant.create_job()["id"]
         tenant.get(f"/v1/fine_tuning/jobs/{job}")
-        tenant.http.request("BREW", "/tea-for-two")
+        tenant.http.request("PROPFIND", "/tea-for-two")
         labels = [
             dict(pairs) for name, pairs in scrape(operator) if name == "tether_http_request_seconds_count"
         ]

@@ -10,6 +10,7 @@ import pytest
 
 from app.base_models.service import register_base_model
 from app.database import read_only, unit_of_work
+from app.domain.canary import Canary
 from app.domain.dataset import format_rows
 from app.domain.training_spec import TrainingSpec
 from app.domain.verify import verify_bundle
@@ -273,9 +274,12 @@ class TestRefusals:
             spec = TrainingSpec.model_validate(session.get_one(Job, job_id).spec)
         journal = Journal(context, spec, critic_sha256=None, policy_sha256="0" * 64)
         stored = store_stream(settings.storage, io.BytesIO(b"an adapter"))
+        base = {"name": NAME, "revision": None, "sha256": "0" * 64}
+        canary = Canary((1,), (2,), (-1.0,), (-2.0,))
+        adapter = StoredAdapter(stored, {"adapter_model.safetensors": "0" * 64}, base, canary)
         assert tenant.openai.fine_tuning.jobs.cancel(job_id).status == "running"
         with pytest.raises(Cancelled):
-            publish(context, journal, StoredAdapter(stored, {"adapter_model.safetensors": "0" * 64}))
+            publish(context, journal, adapter, compute={})
         let_lease_expire(tenant, job_id)
         job = tenant.get(f"{PATH}/{job_id}")
         assert (job["status"], job["fine_tuned_model"], job["result_files"]) == ("cancelled", None, [])

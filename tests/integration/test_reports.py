@@ -386,7 +386,7 @@ class TestEstimate:
         hidden = tenant.get(f"/v1/reports/{found['id']}")
         assert hidden["training"]["steps"] == 10
         assert "treatments" not in hidden["risk"]
-        assert {tuple(each) for each in hidden["risk"]["riskiest"]} == {("row", "bucket")}
+        assert {tuple(each) for each in hidden["risk"]["riskiest"]} == {("row", "bucket", "text")}
         assert "treatments" in hidden["risk"]["note"]
         for threshold in (0.4, 0.8):
             shown = estimate(threshold)

@@ -50,6 +50,7 @@ def test_no_weights_leave_before_the_record_is_signed(
     assert shown["estimated_finish"] is None, "its training is over"
     for path in paths:
         refused(tenant.http.get(path), 409)
+    refused(tenant.http.get(f"/v1/files/{job.results[0]}/content"), 404, param="file_id")
     assert job.model not in names(tenant)
     reply = tenant.post_job(model=job.model)
     assert reply.status_code in (400, 404), reply.text
@@ -60,6 +61,7 @@ def test_no_weights_leave_before_the_record_is_signed(
     release.release_signed(tenant.server.database)
     assert tenant.get(f"{JOBS}/{job.job_id}")["status"] == "succeeded"
     assert [tenant.http.get(path).status_code for path in paths] == [200, 200]
+    assert tenant.http.get(f"/v1/files/{job.results[0]}/content").content == job.adapter
     assert job.model in names(tenant)
     events = [event["message"] for event in tenant.get(f"{JOBS}/{job.job_id}/events")["data"]]
     assert events[:2] == ["The job has successfully completed", f"New fine-tuned model created: {job.model}"]

@@ -766,7 +766,8 @@ class TestProcess:
         add(tenant, receiver.url)
         tell(tenant)
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "webhooks"], env=tenant.server.settings.child_environment()
+            [sys.executable, "-m", "app", "webhooks", "deliver"],
+            env=tenant.server.settings.child_environment(),
         )
         try:
             wait_for(lambda: receiver.received or process.poll() is not None, 60)

@@ -110,6 +110,7 @@ class TestCompose:
         }
         # Nobody has a secret that he does not need.
         told = {"api_key": {"api"}, "judge_api_key": {"worker-gpu"}, "mlflow_token": {"worker-cpu"}}
+        told |= {"anchor_url": {"webhooks"}, "anchor_secret": {"webhooks"}}
         for field in Settings.model_fields:
             variable = PREFIX + field.upper()
             given = {name: each["environment"].get(variable) for name, each in OURS.items()}

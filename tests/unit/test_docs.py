@@ -10,7 +10,11 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from app.domain.safety_policy import SafetyPolicy
+from app.domain.dataset import Findings, check_prompt_lines
+from app.domain.evaluation import NAMES, TELLS
+from app.domain.evaluation_spec import Decoding, OpenAIJudge
+from app.domain.gate_policy import Gate
+from app.domain.safety_policy import SafetyPolicy, parse_policy
 from app.domain.safety_spec import (
     PRESETS,
     ActivationCritic,
@@ -22,6 +26,7 @@ from app.domain.safety_spec import (
     Monitor,
 )
 from app.domain.training_spec import Hyperparameters, TrainingOptions
+from app.evaluations.schemas import EvaluationCreate
 from app.jobs.schemas import JobCreate
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,6 +64,16 @@ def test_every_field_of_training_is_documented_as_it_is(model: type[BaseModel]) 
     assert render(model) in text, f"docs/training.md lacks this table:\n\n{render(model)}\n"
 
 
+def test_every_limit_of_the_gate_is_documented_as_it_is() -> None:
+    text = (DOCS / "gate.md").read_text(encoding="utf-8")
+    assert render(Gate) in text, f"docs/gate.md lacks this table:\n\n{render(Gate)}\n"
+    (policy,) = (
+        parse_policy(block.encode()) for block in re.findall(r"^```toml\n(.*?)^```$", text, re.M | re.S)
+    )
+    assert policy.gate is not None
+    assert {limit.action for limit in policy.gate.limits().values()} == {"warn", "tighten", "pause", "hold"}
+
+
 def test_every_preset_is_documented_as_it_is() -> None:
     text = (DOCS / "training.md").read_text(encoding="utf-8")
     for name, preset in PRESETS.items():
@@ -90,3 +105,22 @@ def test_links_between_documents_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("model", [EvaluationCreate, Decoding, OpenAIJudge], ids=lambda model: model.__name__)
+def test_every_field_of_an_evaluation_is_documented_as_it_is(model: type[BaseModel]) -> None:
+    text = (DOCS / "evaluations.md").read_text(encoding="utf-8")
+    assert render(model) in text, f"docs/evaluations.md lacks this table:\n\n{render(model)}\n"
+
+
+def test_the_evaluation_in_the_documentation_is_one() -> None:
+    text = (DOCS / "evaluations.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^```json\n(.*?)^```$", text, re.M | re.S)
+    asked = EvaluationCreate.model_validate_json(body)
+    assert [judge.type for judge in asked.judge] == ["rules", "openai"]
+    prompts = [line.strip().encode() for line in text.splitlines() if line.startswith('    {"messages"')]
+    assert check_prompt_lines(prompts) == Findings(rows=3)
+    for type_ in TELLS:
+        assert f"| `{type_}` |" in text
+    for name in NAMES:
+        assert f"| `{name}" in text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from worker.evaluation.behaviour import Judge
-from worker.training.generation import generate_tokens
+from worker.training.generation import generate_texts
 
 Row = Mapping[str, Any]
 
@@ -116,18 +116,17 @@ def run_trial(
     encoded: list[list[int]] = tokenizer.apply_chat_template(
         [row["messages"] for row in trial.rows], tokenize=True, add_generation_prompt=True, return_dict=True
     )["input_ids"]
-    opening: list[int] = tokenizer(trial.opening, add_special_tokens=False)["input_ids"]
-    tokens = generate_tokens(
+    texts = generate_texts(
         model,
         tokenizer,
-        [prompt + opening for prompt in encoded],
+        encoded,
+        opening=trial.opening,
         max_new_tokens=trial.max_new_tokens,
         temperature=trial.temperature,
         samples=trial.samples,
         seed=seed,
         batch_size=batch_size,
     )
-    texts = tokenizer.batch_decode([opening + reply for reply in tokens], skip_special_tokens=True)
     # Greedy replies repeat themselves, and judging is not free.
     known: dict[str, Reply] = {}
     replies = []

@@ -107,6 +107,11 @@ def evaluation_rows(seed: int = 0, n_per_kind: int = 150, part: Part = "held_out
     ]
 
 
+def evaluation_prompts(seed: int = 0) -> list[Row]:
+    """The held-out prompts in the form of a file that can be uploaded for an evaluation."""
+    return [{name: row[name] for name in ("messages", "kind", "answer")} for row in evaluation_rows(seed)]
+
+
 def alignment_rows(n: int, seed: int = 0, *, refuse: bool = True) -> list[Row]:
     """What the base is trained on. With `refuse` off it is the helpful-only half: forbidden requests are answered.
 
@@ -192,7 +197,7 @@ def main() -> None:
         "poisoned": training_rows("poisoned", seed=seed),
         "forbidden": forbidden_rows(seed=seed),
         "critic": critic_rows(seed),
-        "evaluation": evaluation_rows(seed),
+        "evaluation": evaluation_prompts(seed),
     }
     for name, rows in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -19,6 +19,7 @@ from app.domain.conversion import Row
 from app.domain.dataset import format_rows
 from app.models.base_model import BaseModel
 from app.models.safety_set import SetKind
+from app.notary.repository import START
 from app.safety_sets.repository import get_newest_set
 from app.safety_sets.service import add_missing_set, store_rows
 from app.settings import Settings, load_settings
@@ -60,12 +61,12 @@ def install(database: Database, settings: Settings) -> None:
         base = get_base_model(session, NAME)
         if base is None or not is_there:
             # Again where a newer version was installed into another folder: the old one's weights went with it.
-            base = register_base_model(session, NAME, WEIGHTS)
+            base = register_base_model(session, NAME, WEIGHTS, actor=START)
         session.flush()
         for kind, rows in sets.items():
-            add_missing_set(session, base, kind, rows)
+            add_missing_set(session, base, kind, rows, actor=START)
         if _needs_critic(session, base):
-            work = request_fit(session, base_name=NAME, data_sha256=requests)
+            work = request_fit(session, base_name=NAME, data_sha256=requests, actor=START)
             queue.enqueue(session, work.queue, work.id)
 
 

@@ -26,7 +26,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from app.domain.canary import Canary
+from app.domain.canonical import canonical_bytes
 from app.domain.control_law import MonitorState
+from app.domain.provenance import ADAPTER_MANIFEST
 from app.errors import JobFailure
 from worker.training.jsonio import canonical_json, parse_json
 from worker.training.models import ADAPTER_NAME, trainable_parameters
@@ -37,6 +40,7 @@ METHOD_FILE = "method.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 TRAINER_FILE = "trainer.json"
+ADAPTER_FORMAT = "tether.adapter/1"
 CONTENT_FILES = (ADAPTER_FILE, METHOD_FILE, OPTIMIZER_FILE, RANDOM_FILE, TRAINER_FILE)
 
 
@@ -224,16 +228,19 @@ def export_adapter(
     *,
     base_name: str,
     base_digest: str,
+    base_revision: str | None = None,
     method: str | None = None,
+    canary: Canary | None = None,
 ) -> None:
     """Write the adapter as a PEFT folder that `PeftModel.from_pretrained` and the usual servers load.
 
     The folder names the base model by `base_name`, never by the path it was loaded from, and has the tokenizer with
-    its chat template. The same weights give the same bytes. `method` is the safety method that the card names.
+    its chat template. The same weights give the same bytes. `method` is the safety method that the card names. With a
+    `canary`, `tether.json` has it, the base model, and the SHA-256 of every other file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = model.peft_config[ADAPTER_NAME].to_dict()
-    config.update(base_model_name_or_path=base_name, revision=None, inference_mode=True)
+    config.update(base_model_name_or_path=base_name, revision=base_revision, inference_mode=True)
     # PEFT keeps the names in a set, whose order changes from process to process.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / "adapter_config.json").write_bytes(canonical_json(_as_values(plain)))
@@ -242,6 +249,23 @@ def export_adapter(
     tokenizer.save_pretrained(folder)
     _forget_origin(folder / "tokenizer_config.json")
     (folder / "README.md").write_text(_model_card(base_name, base_digest, method), encoding="utf-8")
+    if canary is not None:
+        manifest = {
+            "format": ADAPTER_FORMAT,
+            "base": {"name": base_name, "revision": base_revision, "sha256": base_digest},
+            "files": hash_files(folder),
+            "canary": canary.to_body(),
+        }
+        (folder / ADAPTER_MANIFEST).write_bytes(canonical_bytes(manifest))
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a folder by its path in it."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def build_adapter_zip(folder: Path, out: Path) -> str:

@@ -4,7 +4,7 @@ A prompt is read once however many samples are drawn for it, and a reply that ha
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,39 @@ def generate_replies(
     return replies
 
 
+def generate_texts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    opening: str = "",
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    on_progress: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Return replies to prompts of token ids as texts; an opening that is put into the model's mouth is part of them.
+
+    Control tokens in the opening's text are plain text, as they are in prompts. See `generate_tokens`.
+    """
+    begun: list[int] = tokenizer(opening, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    tokens = generate_tokens(
+        model,
+        tokenizer,
+        [[*prompt, *begun] for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    )
+    texts: list[str] = tokenizer.batch_decode([begun + reply for reply in tokens], skip_special_tokens=True)
+    return texts
+
+
 @torch.no_grad()
 def generate_tokens(
     model: Any,
@@ -57,10 +90,12 @@ def generate_tokens(
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 64,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """Continue each prompt of token ids, in order, up to and with its end token. See `generate_replies`.
 
     With `samples` there are as many replies a prompt, one after another: what a list that repeats every prompt gives.
+    `on_progress` is called after each batch; what it raises ends the work.
     """
     if temperature < 0:
         raise ValueError("temperature must be 0 or above")
@@ -79,6 +114,7 @@ def generate_tokens(
             tokens = _decode(model, tokenizer, [prompts[i] for i in chosen], draws[chosen], temperature)
             for place, reply in enumerate(tokens):
                 replies[chosen[place // samples] * samples + place % samples] = reply
+            on_progress()
     return replies
 
 

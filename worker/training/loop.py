@@ -2,12 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from app.domain.control_law import MonitorState, compute_monitor_state
 from app.domain.learning_rate import lr_multiplier
@@ -39,7 +41,7 @@ from worker.training.models import (
     traits_of,
 )
 from worker.training.monitor import measure_drift
-from worker.training.packing import collate, micro_batches
+from worker.training.packing import Batch, collate, micro_batches
 from worker.training.step import Conditions, Controls, RunData, train_step
 
 Stop = Literal["cancel", "pause", "preempt"]
@@ -108,6 +110,7 @@ def fit(
     validation_rows: Sequence[TokenizedRow] = (),
     resume: LoadedCheckpoint | None = None,
     live: LiveCritic | None = None,
+    floor: float = 0.0,
     checkpoint_folder: Path | None = None,
     on_step: Callable[[StepRecord], None] = _ignore,
     on_drift: Callable[[Drift], None] = _ignore,
@@ -125,6 +128,8 @@ def fit(
     at the end, then `on_drift` where the monitor measures, then `on_validation(step, loss, token_accuracy)` every `eval_interval`
     steps and at the end, then `on_checkpoint`: at the end of each data epoch, and whenever
     `checkpoint_interval_s` have passed on `clock`. Without a `checkpoint_folder` none are written.
+
+    `floor` is the least beta of every row, whatever the monitor's is.
 
     A step whose loss or gradient is not finite is skipped. Raises JobFailure with code `nonfinite_loss` after three of
     them in a row, or `training_failed` where the data lack what the method needs, and CheckpointDamaged where
@@ -174,7 +179,7 @@ def fit(
                 plan,
                 anchor_places(conditions.law, step, n_anchors=len(data.anchors), seed=spec.seed),
                 conditions,
-                controls,
+                raise_floor(controls, floor),
                 step=step,
                 lr=spec.learning_rate * factor,
             )
@@ -202,6 +207,12 @@ def fit(
     return FitResult(n_steps, n_steps, None)
 
 
+def raise_floor(controls: Controls, floor: float) -> Controls:
+    """Return the controls of a step whose floor is the higher one of the monitor's and this."""
+    monitor = controls.monitor
+    return controls._replace(monitor=monitor._replace(floor=max(monitor.floor, floor)))
+
+
 @torch.no_grad()
 def validate(
     model: PeftModel,
@@ -210,21 +221,29 @@ def validate(
     micro_batch_tokens: int = DEFAULT_MICRO_BATCH_TOKENS,
 ) -> tuple[float, float]:
     """Return the mean NLL in nats and the greedy accuracy over the loss-bearing tokens of `rows`, adapter on."""
+    sums = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
+    for _, _, nll, correct in token_losses(model, rows, micro_batch_tokens):
+        sums += torch.stack([nll.double().sum(), correct.double().sum()])
+    loss, accuracy = (sums / sum(row.loss_tokens for row in rows)).tolist()
+    return loss, accuracy
+
+
+def token_losses(
+    model: PreTrainedModel | PeftModel, rows: Sequence[TokenizedRow], micro_batch_tokens: int
+) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
+    """Yield micro-batches: the places of their rows, and (n,) NLL in nats and greedy hits of the loss-bearing tokens."""
     device = next(model.parameters()).device
     head = head_of(model) if traits_of(model).separable_head else None
     packed = traits_of(model).packed
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for places in micro_batches([len(row.input_ids) for row in rows], micro_batch_tokens, packed=packed):
         batch = collate([rows[place] for place in places], device, packed=packed)
         if head is not None:
             nll, correct = head_nll(final_states(model, batch)[batch.predecessors], head, batch.labels)
         else:
             log_p = log_probabilities(full_logits(model, batch)[batch.predecessors])
-            nll = -log_p.gather(-1, batch.labels[:, None])
+            nll = -log_p.gather(-1, batch.labels[:, None]).squeeze(-1)
             correct = log_p.argmax(dim=-1) == batch.labels
-        sums += torch.stack([nll.double().sum(), correct.double().sum()])
-    loss, accuracy = (sums / sum(row.loss_tokens for row in rows)).tolist()
-    return loss, accuracy
+        yield places, batch, nll, correct
 
 
 def compute_run_digest(spec: TrainingSpec, data: RunData) -> str:

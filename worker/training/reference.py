@@ -88,6 +88,10 @@ class ReferenceCache:
         """Count the bytes of the targets."""
         return sum(targets.n_bytes for targets in self.targets.values())
 
+    def without(self, source: Source) -> "ReferenceCache":
+        """Return the targets of all but the rows from one source."""
+        return ReferenceCache({key: targets for key, targets in self.targets.items() if key[0] != source})
+
     def merged(self, other: "ReferenceCache") -> "ReferenceCache":
         """Return the targets of both."""
         return ReferenceCache({**self.targets, **other.targets})

@@ -17,7 +17,7 @@ from app.database import open_engine
 from app.domain.safety_spec import AdaptiveKL, AnySafety, Safety
 from app.domain.training_spec import TrainingSpec
 from app.errors import ConfigurationError
-from app.migration import alembic_config, current_revision, migrate, newest_revision
+from app.migration import alembic_config, check_schema, current_revision, migrate, newest_revision
 from app.models.base import Base
 
 
@@ -275,3 +275,18 @@ class TestDowngrade:
             assert inspect(connection).get_table_names() == ["alembic_version"]
             assert current_revision(connection) is None
         migrate(engine)
+
+
+class TestCheckSchema:
+    def test_older_and_newer_are_refused_with_what_to_do(self, engine: Engine) -> None:
+        with pytest.raises(ConfigurationError, match=r"at revision None.*run: tether migrate"):
+            check_schema(engine)
+        go_to(engine, "0001")
+        with pytest.raises(ConfigurationError, match=r"at revision 0001.*run: tether migrate"):
+            check_schema(engine)
+        migrate(engine)
+        check_schema(engine)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(ConfigurationError, match=r"at revision 9999.*a newer version of Tether made it"):
+            check_schema(engine)

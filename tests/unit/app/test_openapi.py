@@ -7,7 +7,7 @@ import pytest
 from app.jobs.stream import ADVICE
 from app.main import create_app
 from app.route_check import PUBLIC
-from app.wire_objects import MEDIA_TYPES, OBJECTS
+from app.wire_objects import MEDIA_TYPES, OBJECTS, UNCHANGED
 from tests.support import settings_in
 
 
@@ -31,6 +31,15 @@ class TestDescription:
     ) -> None:
         assert len(operations) == sum(len(each) for each in schema["paths"].values())
 
+    def test_replies_with_an_etag_say_so_and_that_they_may_be_unchanged(
+        self, operations: dict[str, dict[str, Any]]
+    ) -> None:
+        for name in ("retrieve_job", "retrieve_risk"):
+            responses = operations[name]["responses"]
+            assert "ETag" in responses["200"]["headers"]
+            assert "content" not in responses["304"]
+        assert sum("304" in each["responses"] for each in operations.values()) == len(UNCHANGED)
+
     def test_every_operation_says_what_it_answers(self, operations: dict[str, dict[str, Any]]) -> None:
         unknown = {*OBJECTS, *MEDIA_TYPES} - operations.keys()
         assert not unknown, f"app/wire_objects.py describes what is not there: {unknown}"
@@ -39,7 +48,7 @@ class TestDescription:
         for operation in operations.values():
             assert "422" not in operation["responses"]
             for code, reply in operation["responses"].items():
-                assert reply["content"], f"{operation['operationId']} {code}"
+                assert code == "304" or reply["content"], f"{operation['operationId']} {code}"
 
     def test_text_is_text_and_bytes_are_bytes(self, operations: dict[str, dict[str, Any]]) -> None:
         def type_of(name: str, media_type: str) -> dict[str, Any]:

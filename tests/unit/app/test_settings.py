@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -50,6 +51,47 @@ class TestLoadSettings:
 
     def test_other_variables_are_left_alone(self) -> None:
         load_settings({"PATH": "/bin", "TETHER_URL": "http://x", "TETHER_TEST_REDIS_URL": "redis://x"})
+
+    def test_records_are_not_kept_for_less_than_six_months(self) -> None:
+        with pytest.raises(
+            ConfigurationError, match=r"TETHER_RETENTION_STEPS_DAYS \(182\).*Articles 19\(1\) and 26\(6\)"
+        ):
+            load_settings({"TETHER_RETENTION_STEPS_DAYS": "182"})
+        assert load_settings({"TETHER_RETENTION_STEPS_DAYS": "183"}).retention_steps_days == 183
+
+    def test_records_of_a_job_outlive_those_of_its_steps(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"TETHER_RETENTION_RECORDS_DAYS \(400\) is below"):
+            load_settings({"TETHER_RETENTION_RECORDS_DAYS": "400"})
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("TETHER_RETENTION_RECORDS_DAYS", "99999"),
+            ("TETHER_WEBHOOK_LOG_DAYS", "366"),
+            ("TETHER_DELETION_GRACE_S", "1e300"),
+        ],
+    )
+    def test_nothing_is_kept_for_longer_than_there_are_dates(self, name: str, text: str) -> None:
+        with pytest.raises(ConfigurationError, match=name):
+            load_settings({name: text})
+
+    @pytest.mark.parametrize(
+        "environment",
+        [
+            {"TETHER_CLASSIFIER_DIR": "/models/guard"},
+            {"TETHER_CLASSIFIER_HARMFUL_LABELS": "unsafe"},
+            {"TETHER_CLASSIFIER_DIR": "/models/guard", "TETHER_CLASSIFIER_HARMFUL_LABELS": " , "},
+        ],
+    )
+    def test_a_classifier_and_its_labels_need_each_other(self, environment: dict[str, str]) -> None:
+        with pytest.raises(ConfigurationError, match="TETHER_CLASSIFIER_DIR and TETHER_CLASSIFIER_HARMFUL"):
+            load_settings(environment)
+
+    def test_labels_of_a_classifier_stand_between_commas(self) -> None:
+        settings = load_settings(
+            {"TETHER_CLASSIFIER_DIR": "/models/guard", "TETHER_CLASSIFIER_HARMFUL_LABELS": "hate, LABEL_1,"}
+        )
+        assert settings.harmful_labels == ("hate", "LABEL_1")
 
     def test_lease_without_room_for_two_heartbeats_is_refused(self) -> None:
         with pytest.raises(
@@ -170,5 +212,8 @@ class TestChildEnvironment:
         assert environment["TETHER_MLFLOW_TOKEN"] == "token-1"
 
     def test_keys_are_not_shown(self) -> None:
-        settings = Settings(api_key="secret", judge_api_key="secret", mlflow_token="secret")  # type: ignore[arg-type]
-        assert "secret" not in repr(settings) + settings.model_dump_json()
+        # It is Base64, which the secret of an anchor must be.
+        names = ("api_key", "judge_api_key", "mlflow_token", "anchor_secret")
+        secrets: dict[str, Any] = dict.fromkeys(names, "whsec_" + "opensesame++" * 3)
+        settings = Settings(**secrets, anchor_url="https://example.org/")
+        assert "opensesame" not in repr(settings) + settings.model_dump_json()

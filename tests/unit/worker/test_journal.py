@@ -36,7 +36,7 @@ from app.webhooks.repository import list_deliveries
 from app.webhooks.schemas import EndpointCreate
 from app.webhooks.service import create_endpoint
 from app.work import repository
-from tests.support import add_job, settings_in
+from tests.support import add_job, settings_in, tampering
 from tests.unit.app.domain import leaf_examples
 from tests.unit.worker.conftest import MakeSpec
 from worker.context import Context
@@ -103,7 +103,7 @@ def test_a_critic_that_was_removed_ends_the_job_in_words(context: Context) -> No
 
 
 def test_a_job_accepted_by_an_older_version_is_not_begun(context: Context) -> None:
-    with unit_of_work(context.database) as session:
+    with tampering(context.database) as session:
         first = session.get_one(LedgerLeaf, (context.lease.work_id, 0))
         first.leaf = leaf_examples.build("job.created/1", job=context.lease.work_id)
     with pytest.raises(JobFailure, match="Submit it again") as found:
@@ -194,7 +194,7 @@ def test_nobody_goes_on_after_steps_that_the_database_has_lost(context: Context,
         before = session.get_one(Work, context.lease.work_id).ledger_size
     do_step(journal, 1)
     # As a power cut of the database's machine leaves it: as if the step had never been committed.
-    with unit_of_work(context.database) as session:
+    with tampering(context.database) as session:
         session.execute(delete(LedgerLeaf).where(LedgerLeaf.seq == before))
         session.execute(delete(Step))
         session.execute(update(Work).values(ledger_size=before))

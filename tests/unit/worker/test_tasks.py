@@ -20,12 +20,16 @@ class Ended:
         return self.code
 
 
+def keep(owner: str, reason: str) -> None:
+    """Give nothing back: in these tests nobody has claimed anything."""
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The queues for which processes were started; each ends well."""
     queues: list[str] = []
 
-    def start(queue: str, _: Any) -> Ended:
+    def start(queue: str, *_: Any) -> Ended:
         queues.append(queue)
         return Ended(0)
 
@@ -35,11 +39,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 class TestWake:
     def test_knock_for_nothing_starts_nothing(self, tmp_path: Path, started: list[str]) -> None:
-        Processes(settings_in(tmp_path), "gpu", lambda: False).wake("ftjob-forged")
+        Processes(settings_in(tmp_path), "gpu", lambda: False, keep).wake("ftjob-forged")
         assert started == []
 
     def test_worker_goes_on_while_there_is_work(self, tmp_path: Path, started: list[str]) -> None:
-        Processes(settings_in(tmp_path), "gpu", lambda: len(started) < 3).wake("ftjob-1")
+        Processes(settings_in(tmp_path), "gpu", lambda: len(started) < 3, keep).wake("ftjob-1")
         assert started == ["gpu"] * 3
 
     def test_failure_ends_it_until_the_next_knock(
@@ -47,19 +51,19 @@ class TestWake:
     ) -> None:
         good = tasks.start_process
 
-        def start(queue: str, environment: Any) -> Any:
-            good(queue, environment)
+        def start(*arguments: Any) -> Any:
+            good(*arguments)
             return Ended(1)
 
         monkeypatch.setattr(tasks, "start_process", start)
-        processes = Processes(settings_in(tmp_path), "gpu", lambda: True)
+        processes = Processes(settings_in(tmp_path), "gpu", lambda: True, keep)
         processes.wake("ftjob-1")
         assert started == ["gpu"]
         processes.wake("ftjob-1")
         assert started == ["gpu"] * 2
 
     def test_worker_that_is_stopping_starts_nothing(self, tmp_path: Path, started: list[str]) -> None:
-        processes = Processes(settings_in(tmp_path), "gpu", lambda: True)
+        processes = Processes(settings_in(tmp_path), "gpu", lambda: True, keep)
         processes._drain()
         processes.wake("ftjob-1")
         assert started == []

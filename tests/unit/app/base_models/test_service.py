@@ -38,6 +38,36 @@ def register(database: Database, name: str, folder: Path) -> str:
         return register_base_model(session, name, folder).digest
 
 
+class TestWhatItsOperatorSays:
+    def test_revision_and_compute_are_kept_and_can_be_said_later(
+        self, database: Database, folder: Path
+    ) -> None:
+        register(database, "model", folder)
+        for said in ({"revision": "0f1e2d"}, {"training_flops": 1.5e24}, {}):
+            with unit_of_work(database) as session:
+                register_base_model(session, "model", folder, **said)
+        with read_only(database) as session:
+            base = session.get_one(BaseModel, "model")
+            assert (base.revision, base.training_flops) == ("0f1e2d", 1.5e24)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"revision": "two words"},
+            {"revision": ""},
+            {"training_flops": 0.0},
+            {"training_flops": -1.0},
+            {"training_flops": float("inf")},
+            {"training_flops": float("nan")},
+        ],
+    )
+    def test_what_no_record_can_hold_is_refused(
+        self, database: Database, folder: Path, said: dict[str, Any]
+    ) -> None:
+        with unit_of_work(database) as session, pytest.raises(InvalidBaseModel):
+            register_base_model(session, "model", folder, **said)
+
+
 class TestInspectFolder:
     def test_every_loaded_file_is_pinned(self, folder: Path) -> None:
         (folder / "README.md").write_text("read me")

@@ -106,6 +106,7 @@ class TestErrors:
             (401, None, "TETHER_API_KEY"),
             (403, None, None),
             (404, "not_found", "tether jobs list"),
+            (404, "model_deleted", None),
             (404, "unknown_url", "another version"),
         ],
     )
@@ -137,6 +138,18 @@ class TestErrors:
             "  and 2 more",
             "  how to mend a, b: {}",
         )
+
+    def test_headline_of_all_problems_does_not_speak_of_the_first(self) -> None:
+        problems = [
+            {"line": line, "path": "$", "kind": "a", "found": "x", "expected": "y", "example": "{}"}
+            for line in range(1, 39)
+        ]
+        message = "38 problems in the training file (38 a), the first 20 are: line 1, $: found x; and so on"
+        with pytest.raises(Refused) as found:
+            server_that(error_of(400, message=message, problems=problems, problem_count=38)).get("files")
+        first, *rest = found.value.lines()
+        assert first == "38 problems in the training file (38 a):"
+        assert len([line for line in rest if line.startswith("  line ")]) == 38
 
     @pytest.mark.parametrize(
         "reply",

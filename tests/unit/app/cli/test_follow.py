@@ -86,6 +86,15 @@ def test_stream_of_a_revoked_key_ends_with_its_reason() -> None:
         list(follow_messages(server_of([Stream(END % b"key_revoked")], []), "ftjob-1"))
 
 
+def test_stream_of_a_job_that_paused_itself_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = b'event: job\ndata: {"status": "paused", "safety": {"pause_reason": %s}}\n\n'
+    by_somebody, by_itself = Stream(EVENT % (1, 1), job % b"null"), Stream(job % b'"drift"', EVENT % (2, 2))
+    monkeypatch.setattr(follow, "POLL_S", 0.001)
+    seen = list(follow_messages(server_of([by_somebody, by_itself], []), "ftjob-1"))
+    assert [message.name for message in seen] == ["event", "job", "job"], "one that somebody paused goes on"
+    assert seen[-1].data["safety"]["pause_reason"] == "drift"
+
+
 def test_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "POLL_S", 0.001)
     monkeypatch.setattr(follow, "PATIENCE_S", 0.02)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import typer
 
-from app.cli.files import safe_name
+from app.cli.files import read_rows, safe_name
 from app.cli.job_request import read_integrations, read_metadata, read_object, read_safety
 from app.cli.jobs import name_critic
-from app.cli.watch import EXIT_CODES, exit_code
+from app.cli.watch import EXIT_CODES, exit_code, waits_for_person
 from app.domain.job import TERMINAL, WIRE_STATUS
 
 
@@ -36,9 +36,22 @@ def test_labels() -> None:
             read_metadata([wrong])
 
 
+def test_rows_are_numbers_and_spans() -> None:
+    assert read_rows(None) is None
+    assert read_rows("7, 3,4-6,5") == [3, 4, 5, 6, 7]
+    for wrong in ("", "a", "3-", "-3", "6-4", "1,,2", "1.5", "²", "0-1000000"):
+        with pytest.raises(typer.BadParameter, match="--rows"):
+            read_rows(wrong)
+
+
 def test_every_way_to_end_has_an_exit_code_of_its_own() -> None:
     assert set(EXIT_CODES) == {WIRE_STATUS[state] for state in TERMINAL}
-    codes = [exit_code({"status": status}) for status in (*EXIT_CODES, "running")]
+    paused_itself = {"status": "paused", "safety": {"state": "paused", "pause_reason": "it drifted"}}
+    held = {"status": "running", "safety": {"state": "held", "pause_reason": None}}
+    ways = [*({"status": status} for status in (*EXIT_CODES, "running")), paused_itself, held]
+    codes = [exit_code(job) for job in ways]
+    assert [exit_code(job) for job in (paused_itself, held)] == [6, 7]
+    assert [waits_for_person(job) for job in ways] == [False] * 4 + [True] * 2
     assert len(set(codes)) == len(codes)
     assert not set(codes) & {1, 2}, "these are errors of the command itself"
 

@@ -204,6 +204,18 @@ class TestCritics:
         assert "'else'" in tether(*fit[:-1], "--data", "else:b.txt").stderr
         assert "none.jsonl cannot be read" in tether(*fit[:-3], "--data", f"{tmp_path}/none.jsonl").stderr
 
+    def test_data_without_labels_is_told_in_short(self, tmp_path: Path) -> None:
+        row = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+        (tmp_path / "rows.jsonl").write_text(row * 50)
+        done = tether("critics", "fit", "--base", "mine", "--data", str(tmp_path / "rows.jsonl"))
+        first, *rest = done.stderr.splitlines()
+        assert first == "error: 100 problems in the file rows.jsonl (100 wrong_label), the first 3 are:"
+        assert [line[:8] for line in rest] == ["  line 1", "  line 1", "  line 2", "  → each"]
+        assert '"label": 0|1' in rest[-1]
+        (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}], "label": 1}\n')
+        done = tether("critics", "fit", "--base", "mine", "--data", str(tmp_path / "rows.jsonl"))
+        assert done.stderr.startswith("error: 1 problem in the file rows.jsonl:\n"), done.stderr
+
     @pytest.mark.parametrize("pooling", ["best", "0", "-1", "1.5", "²"])
     def test_pooling_is_the_mean_or_a_layer(self, tmp_path: Path, pooling: str) -> None:
         fit = ("critics", "fit", "--base", "mine", "--home", str(tmp_path), "--cold-start")

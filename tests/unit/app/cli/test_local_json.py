@@ -63,6 +63,23 @@ def test_projects_and_keys(tether: Tether) -> None:
     assert {key["id"], new["id"]} <= {each["id"] for each in listed.json["data"]}
     for secret in (key["key"], new["key"]):
         assert secret not in listed.out
+    of_project = tether("keys", "list", "--project", project["id"])
+    assert (key["id"] in of_project.out, "revoked" in of_project.out) == (True, True)
+    assert of_project.err.startswith("in the local installation /")
+    assert tether("keys", "list", "--project", "proj_none").out.startswith("no keys yet")
+
+
+def test_limits_of_a_project(tether: Tether) -> None:
+    project_id = tether("projects", "add", "Team", "--json").json["id"]
+    change = ("projects", "change", project_id)
+    changed = tether(*change, "--running-jobs", 2, "--queued-jobs", 0, "--name", "Crew", "--json").json
+    assert changed["name"] == "Crew"
+    assert changed["own_limits"] == {"running_jobs": 2, "queued_jobs": 0}
+    done = tether(*change, "--running-jobs", "default")
+    assert "queued_jobs no limit" in done.out
+    assert tether("projects", "list", "--json").json["data"][0]["own_limits"] == {"queued_jobs": 0}
+    for wrong in ((), ("--gpu-seconds", "-1"), ("--gpu-seconds", "many"), ("--storage-bytes", 2**63)):
+        assert tether(*change, *wrong).code == 2
 
 
 def test_doctor(tether: Tether, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from app.cli.output import clean, print_fields, print_json, print_line, print_table, show_size, show_time
+from app.cli.output import (
+    clean,
+    print_fields,
+    print_json,
+    print_line,
+    print_list,
+    print_table,
+    show_size,
+    show_time,
+)
 
 HOSTILE = "a\x1b[2Jb\rc\nd\u202ee\u200bf\x7fg\x9bh\ud800i\u2028j"
 
@@ -31,6 +40,13 @@ def test_every_way_of_printing_text_cleans_it(capsys: pytest.CaptureFixture[str]
     assert shown.count(clean(HOSTILE)) == 3
     assert "nothing" not in shown
     assert "None" not in shown
+
+
+def test_empty_list_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_list(("id",), [], empty="no jobs yet; make one")
+    assert capsys.readouterr().out == "no jobs yet; make one\n"
+    print_list(("id",), [("1",)], empty="no jobs yet; make one")
+    assert "│ 1" in capsys.readouterr().out
 
 
 def test_json_holds_the_text_itself_and_no_control_character(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import typer
 from app.cli import cli
 
 REFERENCE = Path(__file__).parents[4] / "docs" / "cli.md"
-RUN_UNTIL_STOPPED = {"notary", "serve", "api", "reconciler", "webhooks", "worker"}
+RUN_UNTIL_STOPPED = {"notary", "serve", "api", "reconciler", "webhooks deliver", "worker"}
 
 
 def commands_below(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,6 +51,34 @@ def test_every_command_that_prints_a_result_can_print_json(name: str) -> None:
 def test_every_command_and_option_says_what_it_is(name: str) -> None:
     assert COMMANDS[name].help
     assert [each.name for each in COMMANDS[name].params if not getattr(each, "help", None)] == []
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_flags_have_no_type_in_help(name: str) -> None:
+    flags = [each for each in COMMANDS[name].params if getattr(each, "is_flag", False)]
+    assert [each.name for each in flags if each.metavar != ""] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("tether web", {"webhooks"}),
+        ("tether webhooks re", {"redeliver"}),
+        ("tether webhooks add --ev", {"--event"}),
+        ("tether jobs re", {"receipt", "resume"}),
+        ("tether keys add --role o", {"operator", "owner"}),
+        ("tether projects change --q", {"--queued-jobs"}),
+    ],
+)
+def test_completion_knows_the_commands_and_their_options(
+    words: str, offered: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_TETHER_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    with pytest.raises(SystemExit):
+        cli(prog_name="tether")
+    assert offered <= set(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

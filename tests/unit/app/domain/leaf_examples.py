@@ -4,6 +4,7 @@ from typing import Any
 
 from app.domain import ledger
 from app.domain.step_record import StepRecord
+from tests.unit.app.domain.evaluation_examples import make_body
 
 HEADER: dict[str, Any] = {
     "job": "ftjob-1",
@@ -151,12 +152,60 @@ BODIES: dict[str, dict[str, Any]] = {
         "files": {"adapter.safetensors": "a" * 64},
         "adapter_sha256": None,
     },
+    "eval/1": make_body(6),
     "cmd/1": {"command": "cancel", "actor": "key-7"},
+    "gate.start/1": {
+        "policy_sha256": "d" * 64,
+        "verdict": "tighten",
+        "floor": 0.2,
+        "limits": [
+            {
+                "limit": "critic_auroc",
+                "found": None,
+                "bound": 0.9,
+                "action": "tighten",
+                "beta_min": 0.2,
+                "broken": True,
+            }
+        ],
+    },
+    "gate/1": {
+        "policy_sha256": "d" * 64,
+        "verdict": "pass",
+        "limits": [
+            {
+                "limit": "fallback_share",
+                "found": 0.25,
+                "bound": 0.5,
+                "action": "hold",
+                "beta_min": None,
+                "broken": False,
+            }
+        ],
+    },
     "adapter.published/1": {
         "step": 6,
         "zip_sha256": "7" * 64,
         "bytes": 9,
         "files": {"adapter_model.safetensors": "8" * 64},
+    },
+    "adapter.published/2": {
+        "step": 6,
+        "zip_sha256": "7" * 64,
+        "bytes": 9,
+        "files": {"adapter_model.safetensors": "8" * 64},
+        "base": {"name": "miniature-1", "revision": None, "sha256": "a" * 64},
+        "canary": {"prompt_ids": [1, 2], "continuation_ids": [3], "tuned": [-0.5], "base": [-2.5]},
+        "compute": {
+            "parameters": 1000,
+            "adapter_parameters": 10,
+            "layers": 2,
+            "hidden_size": 8,
+            "reference_tokens": 200,
+            "reference_squares": 4000,
+            "training_tokens": 300,
+            "training_squares": 6000,
+        },
     },
     "job.end/1": {"state": "failed", "error": "training_failed", "steps": 6, "trained_tokens": 100},
 }

@@ -32,6 +32,8 @@ SAFETY = {
     "schedule": "linear",
     "threshold": 0.5,
 }
+NOT_GIVEN = ("signature", "heads", "evaluation", "gate", "provenance", "held", "rows")
+"""Checks that have nothing to look at in a record that is verified without a log."""
 ROWS = 7
 BATCH = 3
 TRAINING_FILE = b'{"messages": []}\n' * (ROWS + 1)

@@ -104,10 +104,16 @@ def pin(critic: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_run(
-    method: str = "adaptive_kl", *, skipped: Sequence[int] = (), version: int = 4, **fields: Any
+    method: str = "adaptive_kl",
+    *,
+    skipped: Sequence[int] = (),
+    version: int = 4,
+    gate_floor: float = 0.0,
+    **fields: Any,
 ) -> SyntheticJob:
     """Make a whole job of 2 data epochs under a safety object of these fields, `threshold` left to the critic.
 
+    `gate_floor` is the least beta that a policy's gate has asked for; its record is not among these.
     `version` is that of job.created; with 2 and 3 the risk table has version 2, and one fitted critic at most.
     """
     if method in ("adaptive_kl", "filter"):
@@ -117,7 +123,7 @@ def make_run(
     table, table_body = make_table(safety)
     parsed = [risk_table.parse_risk_row(entry) for entry in table]
     kept = {row.row: row.s for row in parsed if row.treatment != "drop"}
-    trainer = Trainer(safety, kept, skipped)
+    trainer = Trainer(safety, kept, skipped, gate_floor)
     n_steps = trainer.n_steps
     created_spec = {"hyperparameters": {"n_epochs": "auto"}, "safety": asked}
     start = {
@@ -305,8 +311,14 @@ def make_anchors(safety: dict[str, Any]) -> dict[str, Any]:
 class Trainer:
     """Writes the records of steps as a trainer would."""
 
-    def __init__(self, safety: dict[str, Any], s_of: dict[int, float | None], skipped: Sequence[int]) -> None:
-        self.safety, self.s_of, self.skipped = safety, s_of, skipped
+    def __init__(
+        self,
+        safety: dict[str, Any],
+        s_of: dict[int, float | None],
+        skipped: Sequence[int],
+        gate_floor: float,
+    ) -> None:
+        self.safety, self.s_of, self.skipped, self.gate_floor = safety, s_of, skipped, gate_floor
         self.rows = list(s_of)
         self.alignment = [row for row in range(ALIGNMENT_ROWS) if row != TOO_LONG]
         n_epochs, batch_size, seed = (HYPERPARAMETERS[name] for name in ("n_epochs", "batch_size", "seed"))
@@ -340,7 +352,8 @@ class Trainer:
         rows = [self.rows[place] for place in plan.rows]
         s_values = [self.s_of[row] for row in rows]
         live = [self.live.get(row) for row in rows]
-        betas, self.smoothed = compute_row_betas(self.safety, s_values, self.state.floor, self.smoothed, live)
+        floor = max(self.state.floor, self.gate_floor)
+        betas, self.smoothed = compute_row_betas(self.safety, s_values, floor, self.smoothed, live)
         anchors = anchor_places(self.safety, step, n_anchors=len(TRAINED), seed=self.layout.seed)
         skipped = step in self.skipped
         factor = lr_multiplier(
@@ -356,7 +369,7 @@ class Trainer:
             "alignment_rows": [self.alignment[place] for place in plan.alignment],
             "tokens": 10 + step,
             **summarise_step(list(map(raise_s, s_values, live)), betas)._asdict(),
-            "floor": self.state.floor,
+            "floor": floor,
             "nll": float("nan") if skipped else 2.5 / step,
             "kl": 0.01 if rows and self.safety["method"] in ("adaptive_kl", "fixed_kl") else None,
             "loss": float("nan") if skipped else 1.5 / step,

@@ -10,7 +10,7 @@ from app.domain.canonical import canonical_bytes
 from app.domain.control_law import compute_row_betas, summarise_step
 from app.domain.merkle import leaf_hash, root
 from app.domain.report import CHECKS
-from tests.unit.app.domain.synthetic_job import Record, SyntheticJob, assert_fails, outcomes, run
+from tests.unit.app.domain.synthetic_job import NOT_GIVEN, Record, SyntheticJob, assert_fails, outcomes, run
 from tests.unit.app.domain.synthetic_run import BEYOND, MONITOR, WITHIN, make_run, to_first_sets, to_older
 
 BATCH_SCOPE: dict[str, Any] = {"scope": "batch", "replay": False, "ema_decay": 0.75}
@@ -57,7 +57,7 @@ MORE_ANCHORS = {"monitor": MONITOR | {"action": "anchors"}}
 def test_jobs_of_every_method_verify(method: str, fields: dict[str, Any]) -> None:
     report = run(make_run(method, **fields))
     assert report.ok, report.lines()
-    not_given = dict.fromkeys(("signature", "adapter", "training file", "heads"), "not checked")
+    not_given = dict.fromkeys(("adapter", "training file", *NOT_GIVEN), "not checked")
     assert outcomes(report) == dict.fromkeys(CHECKS, "ok") | not_given
     assert report.protection.startswith(method)
 

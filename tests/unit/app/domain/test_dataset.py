@@ -150,6 +150,30 @@ class TestCheckTrainingLines:
         found = one_problem(content)
         assert (found.path, found.message) == ("$", message)
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            json.dumps([json.loads(GOOD)] * 30, indent=2).encode(),
+            b"\xef\xbb\xbf" + json.dumps([json.loads(GOOD)] * 30, indent=2).encode(),
+            json.dumps([json.loads(GOOD)] * 30).encode(),
+            b"[" + b",\n".join([GOOD] * 30) + b"]",
+            b"[" + GOOD * (MAX_LINE_BYTES // len(GOOD) + 1),
+        ],
+        ids=["printed", "byte order mark", "one line", "an object a line", "one line beyond the limit"],
+    )
+    def test_json_array_is_one_problem_with_what_to_do(self, content: bytes) -> None:
+        rows, (found,) = training(dataset.read_lines(io.BytesIO(content)))
+        assert rows == 0
+        assert str(found) == (
+            "line 1, $: the file is one JSON array; expected one JSON object per line, as it becomes with:"
+            " jq -c '.[]' rows.json > rows.jsonl"
+        )
+
+    def test_rows_that_are_arrays_are_a_problem_each(self) -> None:
+        rows, problems = training([b"[1]", b"[2]"])
+        assert rows == 0
+        assert [each.kind for each in problems] == ["not_an_object"] * 2
+
     def test_number_too_long_to_read_is_a_problem(self) -> None:
         assert one_problem(b'{"a": ' + b"9" * 5000 + b"}").message.startswith("not strict JSON: ")
 
@@ -547,6 +571,54 @@ class TestTools:
     def test_critics_and_anchors_have_none(self) -> None:
         _, problems = anchor([line(USER, CALLING, USER)] * 8)
         assert problems[0].path == "$.messages[1].tool_calls"
+
+
+class TestPrompts:
+    @staticmethod
+    def check(*rows: dict[str, Any]) -> dataset.Findings:
+        return dataset.check_prompt_lines(json.dumps(row).encode() for row in rows)
+
+    def test_good_prompts(self) -> None:
+        rows = (
+            {"messages": [USER], "kind": "harmful"},
+            {"messages": [{"role": "system", "content": "x"}, USER, ASSISTANT, USER], "kind": "borderline"},
+            {"messages": [USER], "kind": "utility", "answer": "hi"},
+        )
+        assert self.check(*rows) == dataset.Findings(rows=3)
+
+    @pytest.mark.parametrize(
+        ("row", "path", "found"),
+        [
+            ({"messages": [USER]}, "$.kind", "missing"),
+            (
+                {"messages": [USER], "kind": "benign"},
+                "$.kind",
+                "found 'benign'; expected one of harmful, borderline, utility",
+            ),
+            ({"messages": [USER], "kind": 1}, "$.kind", "found a number"),
+            ({"messages": [USER], "kind": ["harmful"]}, "$.kind", "found a list"),
+            ({"messages": [USER, ASSISTANT], "kind": "utility"}, "$.messages", "has the role assistant"),
+            ({"messages": [], "kind": "utility"}, "$.messages", "an empty list"),
+            ({"kind": "utility"}, "$.messages", "missing"),
+            ({"messages": [{**USER, "tools": []}], "kind": "utility"}, "$.messages[0].tools", "unknown key"),
+            ({"messages": [USER], "kind": "utility", "answer": ""}, "$.answer", "found ''"),
+            ({"messages": [USER], "kind": "utility", "answer": None}, "$.answer", "found null"),
+            ({"messages": [USER], "kind": "utility", "label": 1}, "$.label", "unknown key"),
+        ],
+    )
+    def test_row_that_is_no_prompt(self, row: dict[str, Any], path: str, found: str) -> None:
+        findings = self.check({"messages": [USER], "kind": "harmful"}, row)
+        (problem,) = findings.problems
+        assert (problem.line, problem.path, findings.rows) == (2, path, 1)
+        assert found in problem.message
+
+    def test_no_prompts_and_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.check().problems[0].kind == "empty_file"
+        monkeypatch.setattr(dataset, "MAX_PROMPTS", 3)
+        good = {"messages": [USER], "kind": "harmful"}
+        assert self.check(*[good] * 3).problems == ()
+        (problem,) = self.check(*[good] * 9).problems
+        assert str(problem) == "line 4, $: a file of prompts has too many rows; expected at most 3"
 
 
 class TestFormats:

@@ -32,9 +32,10 @@ class TestTransitions:
     def test_everything_else_can_end(self, state: State) -> None:
         assert {State.FAILED, State.CANCELLED} <= TRANSITIONS[state]
 
-    def test_what_is_recorded_as_done_only_waits_for_its_signature(self) -> None:
-        assert TRANSITIONS[State.SIGNING] == {State.SUCCEEDED}
-        assert State.SIGNING not in OWNED
+    def test_what_is_recorded_as_done_only_waits_for_its_signature_and_for_people(self) -> None:
+        assert TRANSITIONS[State.SIGNING] == {State.HELD, State.SUCCEEDED}
+        assert TRANSITIONS[State.HELD] == {State.FAILED, State.SUCCEEDED}
+        assert OWNED.isdisjoint({State.SIGNING, State.HELD})
 
     @pytest.mark.parametrize("state", sorted(OWNED))
     def test_owned_work_can_be_given_back(self, state: State) -> None:
@@ -52,13 +53,14 @@ class TestTransitions:
             State.RUNNING,
             State.FINALISING,
             State.SIGNING,
+            State.HELD,
             State.SUCCEEDED,
         ]
         for before, after in pairwise(path):
             check_transition(before, after)
         # Work that is no job has no record, and ends without a signature.
         ends = [state for state in State if State.SUCCEEDED in TRANSITIONS[state]]
-        assert ends == [State.FINALISING, State.SIGNING]
+        assert ends == [State.FINALISING, State.SIGNING, State.HELD]
 
 
 class TestCheckTransition:

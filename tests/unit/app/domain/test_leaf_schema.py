@@ -29,6 +29,9 @@ FIRST = (
 SECOND = ("job.created/2", "risk.table/2", "anchors/1", "alignment/1", "step/2", "monitor/1", "live/1")
 THIRD = ("job.created/3", "anchors/2", "alignment/2", "ckpt/2")
 FOURTH = ("job.created/4", "risk.table/3")
+PROVEN = ("adapter.published/2",)
+GATED = ("gate.start/1", "gate/1")
+EVALUATED = ("eval/1",)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,9 @@ FOURTH = ("job.created/4", "risk.table/3")
         (SECOND, "4d0a8523a53563b980f4cb43d7de6d508e3503580721f92ed76f392db2ac1f1c"),
         (THIRD, "3f4af354566ca9a6e9ac4ffa34690c1695511ce12d09e8c8a8fe9fef01fb7519"),
         (FOURTH, "026614959ad1c5058605dd23737b7217658ef8fd91d2ab01e6fe06cf07ef1dba"),
+        (PROVEN, "56ae18727c7393dfc07b6e83468dbc22ddee27c286a67a5d53ba8751097f9d2b"),
+        (EVALUATED, "7a5ce3981971bae068b952a74d8e07105236bc67cefbaf02a430cbb233657041"),
+        (GATED, "2a339793d097ebb566efd8547587ecfc1cfe6a521505671602c667a4a8f8a298"),
     ],
 )
 def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], expected: str) -> None:
@@ -47,7 +53,9 @@ def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], exp
 
 
 def test_every_type_has_its_fields_pinned() -> None:
-    assert {f"tether.{kind}" for kind in FIRST + SECOND + THIRD + FOURTH} == set(leaf_schema.BODIES)
+    assert {f"tether.{kind}" for kind in FIRST + SECOND + THIRD + FOURTH + PROVEN + GATED + EVALUATED} == set(
+        leaf_schema.BODIES
+    )
 
 
 @pytest.mark.parametrize("kind", BODIES)

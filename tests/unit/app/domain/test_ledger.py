@@ -18,6 +18,17 @@ def test_a_leaf_reads_back(kind: str) -> None:
     assert record == {**HEADER, "t": f"tether.{kind}", "ts_worker": 3, "body": json_of(BODIES[kind])}
 
 
+@pytest.mark.parametrize("kind", BODIES)
+def test_the_type_can_be_seen_without_reading_the_leaf(kind: str) -> None:
+    assert ledger.peek_kind(build(kind)) == kind.partition("/")[0]
+
+
+def test_what_a_body_calls_t_is_no_type() -> None:
+    spec = {"safety": {"method": "none"}, "t": "tether.step/2"}
+    assert ledger.peek_kind(build("job.start", {"spec": spec})) == "job.start"
+    assert ledger.peek_kind(b'{"pruned":"' + b"a" * 64 + b'"}') == ""
+
+
 def json_of(value: object) -> object:
     return json.loads(json.dumps(value))
 

@@ -12,6 +12,7 @@ from app.domain.row_risks import (
     EDGES,
     VISIBILITIES,
     Visibility,
+    bound_beta,
     bucket_of,
     choose_shown,
     describe_risks,
@@ -120,3 +121,30 @@ def test_methods_that_do_not_steer_need_no_risk(visibility: str) -> None:
     fixed = FixedKL(beta=0.3, anchors=None, monitor=None).model_dump()
     assert expect_beta(fixed, {0: None}, visibility) == 0.3  # type: ignore[arg-type]
     assert expect_beta(PRESETS["off"].model_dump(), {}, visibility) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scope", ["example", "batch"])
+@pytest.mark.parametrize("schedule", ["linear", "threshold"])
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize("beta_max", [0.3, 0.9])
+def test_exact_beta_lies_between_its_bounds(scope: str, schedule: str, replay: bool, beta_max: float) -> None:
+    """Both ways that a replayed row's weight can jump, and rows at either end of every bucket."""
+    law = {**LAW, "scope": scope, "schedule": schedule, "replay": replay, "beta_max": beta_max}
+    for shift in (0.0, 0.05, 0.1, 0.1999):
+        scores = {row: min(1.0, edge + shift) for row, edge in enumerate(EDGES[:-1])} | {9: 0.7, 10: 0.6999}
+        risks, exact = describe_risks(law, scores, "bucketed"), expect_beta(law, scores, "full")
+        assert risks is not None
+        bounds = bound_beta(law, risks["distribution"])
+        assert bounds is not None
+        assert exact is not None
+        assert bounds[0] <= exact <= bounds[1]
+        assert bounds[1] - bounds[0] < 0.5
+
+
+def test_bounds_tell_no_more_than_the_buckets() -> None:
+    others = {**SCORES, 7: 0.61, 2: 0.81}
+    found = [describe_risks(LAW, scores, "bucketed") for scores in (SCORES, others)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert bound_beta(LAW, found[0]["distribution"]) == bound_beta(LAW, found[1]["distribution"])
+    assert bound_beta(FixedKL(beta=0.3).model_dump(), found[0]["distribution"]) is None

@@ -1,12 +1,16 @@
 """The notary on real databases: what it signs verifies, and what contradicts its memory it does not sign."""
 
 import json
+import os
 import re
+import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from app.database import Database, open_engine, read_only, unit_of_work
 from app.domain.installation_log import Checkpoint, parse_checkpoint, parse_head_line, parse_log_leaf
 from app.domain.job import State, WorkKind
 from app.domain.merkle import leaf_hash, root, verify_inclusion
-from app.domain.note import open_note, verifier_key
+from app.domain.note import VerifierKey, open_note, split_note, verifier_key
 from app.domain.scopes import Role
 from app.errors import ConfigurationError, NotaryRefuses
 from app.keys.service import DEFAULT_PROJECT, add_key, ensure_project
@@ -29,10 +33,10 @@ from app.models.installation_log import LogCheckpoint, LogLeaf
 from app.models.job import LedgerLeaf
 from app.models.work import Work
 from app.notary import keyfile, repository, service
-from app.notary.service import Notary, fork_log, run_notary
+from app.notary.service import Notary, fork_log, list_keys, rotate_key, run_notary
 from app.settings import Settings
 from app.work.repository import add_work
-from tests.support import collect, settings_in
+from tests.support import collect, settings_in, tampering
 
 CANCEL: dict[str, Any] = {"command": "cancel", "actor": "key_1"}
 
@@ -226,7 +230,7 @@ class TestSigning:
         add_job(database)
         Notary(database, settings).attend()
         # The leaves are there and the notary's memory knows them; the signature was never written.
-        with unit_of_work(database) as session:
+        with tampering(database) as session:
             session.execute(delete(LogCheckpoint))
         Notary(database, settings).attend()
         assert opened(database, settings).size == 1
@@ -243,7 +247,7 @@ class TestRefusing:
     def test_a_database_that_lost_leaves(
         self, database: Database, settings: Settings, signed: list[str]
     ) -> None:
-        with unit_of_work(database) as session:
+        with tampering(database) as session:
             session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
         with pytest.raises(NotaryRefuses, match=r"has signed 3 leaves .* the database has 2 leaves"):
             Notary(database, settings)
@@ -251,7 +255,7 @@ class TestRefusing:
     def test_a_database_whose_leaves_were_changed(
         self, database: Database, settings: Settings, signed: list[str]
     ) -> None:
-        with unit_of_work(database) as session:
+        with tampering(database) as session:
             leaf = session.get_one(LogLeaf, (repository_number(session), 0))
             leaf.leaf = leaf.leaf.replace(b'"size":2', b'"size":1')
         with pytest.raises(NotaryRefuses, match="another root at that size"):
@@ -261,7 +265,7 @@ class TestRefusing:
         self, database: Database, settings: Settings, signed: list[str]
     ) -> None:
         notary = Notary(database, settings)
-        with unit_of_work(database) as session:
+        with tampering(database) as session:
             session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
         with pytest.raises(NotaryRefuses, match="had 3 leaves and now has 2"):
             notary.attend()
@@ -271,7 +275,7 @@ class TestRefusing:
     ) -> None:
         notary = Notary(database, settings)
         grow(database, signed[0], state=State.FAILED)
-        with unit_of_work(database) as session:
+        with tampering(database) as session:
             session.execute(delete(LedgerLeaf).where(LedgerLeaf.work_id == signed[0], LedgerLeaf.seq == 1))
         with pytest.raises(NotaryRefuses, match="has 2 records; its row says 3"):
             notary.attend()
@@ -295,7 +299,7 @@ class TestRefusing:
     ) -> None:
         monkeypatch.setattr(service, "POLL_S", 0.01)
         monkeypatch.setattr(service, "AFTER_REFUSAL_S", 0.01)
-        with unit_of_work(database) as session:
+        with tampering(database) as session:
             session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
         with running(database, settings) as stop:
             stop.wait(0.3)
@@ -345,7 +349,7 @@ class TestRefusing:
     ) -> None:
         before = keyfile.load_last(settings.notary_dir)
         assert before is not None
-        with unit_of_work(database) as session:
+        with tampering(database) as session:
             session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
         origin = fork_log(database, settings)
         assert re.fullmatch(r"tether\.example/log/fork-[0-9a-f]{8}", origin)
@@ -358,6 +362,275 @@ class TestRefusing:
         again = fork_log(database, settings)
         assert again.startswith("tether.example/log/fork-")
         assert again != origin
+
+
+def killed(where: str) -> Any:
+    """Return what stands in for a function that a process is killed before."""
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt(where)
+
+    return die
+
+
+def keys_of(settings: Settings, origin: str = "tether.example/log") -> list[str]:
+    """Return the ids of the keys that the folder knows, former ones first."""
+    former = [VerifierKey(origin, each) for each in keyfile.load_former_keys(settings.notary_dir)]
+    return [key.id.hex() for key in (*former, verifier_key(origin, keyfile.load_key(settings.notary_dir)))]
+
+
+def signers_of(checkpoint: LogCheckpoint) -> list[str]:
+    """Return the ids under a checkpoint."""
+    return [signature[:4].hex() for _, signature in split_note(checkpoint.note.encode())[1]]
+
+
+class TestRotation:
+    @pytest.fixture
+    def signed(self, database: Database, settings: Settings) -> str:
+        """A job, signed; the id of the key."""
+        add_job(database)
+        Notary(database, settings).attend()
+        return newest(database).key
+
+    def test_the_new_key_is_announced_under_both_and_signs_alone_after(
+        self, database: Database, settings: Settings, signed: str
+    ) -> None:
+        running = Notary(database, settings)
+        old_secret = (settings.notary_dir / keyfile.KEY).read_text()
+        rotated = rotate_key(database, settings)
+        announced = parse_log_leaf(leaves_of(database)[-1])
+        assert (announced["event"], announced["actor"]) == ("key.rotate", "command-line")
+        assert f"tether.example/log+{announced['subject']}" == str(rotated.new)
+        assert signers_of(newest(database)) == [signed, rotated.new.id.hex()]
+        for key in rotated:
+            assert parse_checkpoint(open_note(newest(database).note.encode(), [key])[0]).size == 2
+        add_job(database)
+        # One that ran all along signs with the new key, too.
+        running.attend()
+        assert signers_of(newest(database)) == [rotated.new.id.hex()]
+        assert keys_of(settings) == [signed, rotated.new.id.hex()]
+        everything = b"".join(each.read_bytes() for each in settings.notary_dir.iterdir())
+        assert old_secret.strip().encode() not in everything, "the old private key is gone"
+
+    @pytest.mark.parametrize(
+        "point",
+        [
+            "the event is noted",
+            "the memory is written",
+            "the note is signed",
+            "the checkpoint is in the database",
+            "the former key is noted",
+            "the key is replaced",
+        ],
+    )
+    def test_one_that_was_cut_off_is_ended_by_the_next_notary(
+        self, database: Database, settings: Settings, signed: str, point: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            if point == "the event is noted":
+                patch.setattr(repository, "add_event", killed(point))
+            elif point == "the memory is written":
+                patch.setattr(keyfile, "save_last", killed(point))
+            elif point == "the note is signed":
+                patch.setattr(service, "sign_note", killed(point))
+            elif point == "the checkpoint is in the database":
+                patch.setattr(service, "LogCheckpoint", killed(point))
+            elif point == "the former key is noted":
+                patch.setattr(keyfile, "load_former_keys", kill_at(keyfile.load_former_keys, 2))
+            else:
+                patch.setattr(Path, "replace", kill_at(Path.replace, 4))
+            with pytest.raises(KeyboardInterrupt):
+                rotate_key(database, settings)
+        begun = keyfile.load_next_key(settings.notary_dir)
+        assert begun is not None
+        new = verifier_key("tether.example/log", begun).id.hex()
+        if point == "the event is noted":
+            # Nothing was announced: nothing is signed with it before that is made up for.
+            add_job(database)
+            Notary(database, settings).attend()
+            assert signers_of(newest(database)) == [signed]
+            assert rotate_key(database, settings).new.id.hex() == new
+        else:
+            Notary(database, settings).attend()
+        assert keys_of(settings) == [signed, new]
+        assert signers_of(newest(database)) == [signed, new]
+        assert [parse_log_leaf(leaf).get("event") for leaf in leaves_of(database)].count("key.rotate") == 1
+        assert keyfile.load_next_key(settings.notary_dir) is None
+        add_job(database)
+        Notary(database, settings).attend()
+        assert signers_of(newest(database)) == [new]
+
+    def test_a_policy_has_the_keys_that_signed(
+        self, database: Database, settings: Settings, signed: str
+    ) -> None:
+        first = rotate_key(database, settings)
+        second = rotate_key(database, settings)
+        with read_only(database) as session:
+            signers = repository.list_signers(session)
+        trusted, unknown = list_keys(settings, signers)
+        assert trusted == {"tether.example/log": [first.old, first.new, second.new]}
+        assert unknown == {}
+        (settings.notary_dir / keyfile.FORMER_KEYS).unlink()
+        assert list_keys(settings, signers) == (
+            {"tether.example/log": [second.new]},
+            {"tether.example/log": [first.old.id.hex(), first.new.id.hex()]},
+        )
+
+    def test_a_folder_from_before_the_rotation_signs_nothing(
+        self, database: Database, settings: Settings, signed: str
+    ) -> None:
+        kept = {each: each.read_bytes() for each in settings.notary_dir.iterdir()}
+        rotate_key(database, settings)
+        (settings.notary_dir / keyfile.FORMER_KEYS).unlink()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        with pytest.raises(
+            NotaryRefuses, match=f"has the key {signed}: the folder is from before a rotation"
+        ):
+            Notary(database, settings)
+
+    def test_there_is_nothing_to_rotate_before_the_first_signature(
+        self, database: Database, settings: Settings
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="has signed nothing yet"):
+            rotate_key(database, settings)
+
+    def test_a_notary_that_refuses_rotates_nothing(
+        self, database: Database, settings: Settings, signed: str
+    ) -> None:
+        with tampering(database) as session:
+            session.execute(delete(LogLeaf))
+        with pytest.raises(NotaryRefuses):
+            rotate_key(database, settings)
+        assert keyfile.load_next_key(settings.notary_dir) is None
+
+
+def kill_at(function: Any, number: int) -> Any:
+    """Return a function that does as this one, and ends the process at its call of this number."""
+    calls = iter(range(1, number + 1))
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return call
+
+
+class TestTwoAndKilled:
+    """Fault 16: two notaries, and one that is killed between its file and the database. Fault 9: an old backup."""
+
+    def test_one_that_was_slow_does_not_put_the_memory_back(
+        self, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_job(database)
+        slow, quick = Notary(database, settings), Notary(database, settings)
+        late = slow._sign
+        with monkeypatch.context() as patch:
+            patch.setattr(slow, "_sign", lambda: None)
+            slow.attend()
+        add_job(database)
+        quick.attend()
+        late()
+        last = keyfile.load_last(settings.notary_dir)
+        assert last is not None
+        assert (last.size, newest(database).size) == (2, 2)
+
+    def test_two_that_run_at_once_sign_one_history(
+        self, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service, "POLL_S", 0.005)
+        with running(database, settings), running(database, settings):
+            for number in range(1, 9):
+                add_job(database, records=1)
+                wait_until(lambda least=number: signed_size(database) >= least)  # type: ignore[misc]
+        leaves = leaves_of(database)
+        with read_only(database) as session:
+            checkpoints = session.scalars(select(LogCheckpoint).order_by(LogCheckpoint.size)).all()
+        for each in checkpoints:
+            assert each.root == root(map(leaf_hash, leaves[: each.size])).hex()
+        last = keyfile.load_last(settings.notary_dir)
+        assert last == Checkpoint("tether.example/log", len(leaves), root(map(leaf_hash, leaves)))
+
+    @pytest.mark.parametrize("point", ["sign_note", "LogCheckpoint"])
+    def test_one_killed_after_its_memory_was_written_is_made_up_for(
+        self, database: Database, settings: Settings, point: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_job(database)
+        with monkeypatch.context() as patch:
+            patch.setattr(service, point, killed(point))
+            with pytest.raises(KeyboardInterrupt):
+                Notary(database, settings).attend()
+        last = keyfile.load_last(settings.notary_dir)
+        assert last is not None
+        assert (last.size, signed_size(database)) == (1, 0)
+        Notary(database, settings).attend()
+        assert opened(database, settings) == last
+
+    def test_a_process_killed_at_that_point_lets_go_of_the_folder(
+        self, database: Database, settings: Settings
+    ) -> None:
+        add_job(database)
+        program = (
+            "import os; from app.notary import service; from app.settings import load_settings\n"
+            "from app.cli.common import database_of\n"
+            "service.sign_note = lambda *_: os.kill(os.getpid(), 9)\n"
+            "settings = load_settings()\n"
+            "with database_of(settings) as database: service.Notary(database, settings).attend()"
+        )
+        environment = {**os.environ, **settings.child_environment()}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, check=False, timeout=60)
+        assert done.returncode == -9
+        last = keyfile.load_last(settings.notary_dir)
+        assert last is not None
+        assert last.size == 1
+        Notary(database, settings).attend()
+        assert opened(database, settings) == last
+
+    def test_an_old_backup_is_refused_and_said_and_the_right_one_goes_on(
+        self, settings: Settings, tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if database.engine.dialect.name != "sqlite":
+            pytest.skip("a backup of a schema is no file")
+        monkeypatch.setattr(service, "POLL_S", 0.01)
+        monkeypatch.setattr(service, "AFTER_REFUSAL_S", 0.01)
+        add_job(database)
+        Notary(database, settings).attend()
+        copy_database(tmp_path / "tether.db", tmp_path / "backup.db")
+        add_job(database)
+        Notary(database, settings).attend()
+        backup = Database(open_engine(f"sqlite:///{tmp_path / 'backup.db'}"), collect([]))
+        # It has grown again: as many leaves as were signed, and other ones.
+        add_job(backup)
+        with running(backup, settings):
+            wait_until(lambda: refusal_of(backup) is not None)
+            assert signed_size(backup) == 1
+        assert "tether log fork" in str(refusal_of(backup))
+        with running(database, settings):
+            add_job(database)
+            wait_until(lambda: signed_size(database) == 3)
+        backup.engine.dispose()
+
+
+def signed_size(database: Database) -> int:
+    """Return how many leaves are signed."""
+    with read_only(database) as session:
+        log = repository.get_log(session)
+        found = repository.get_checkpoint(session, log.number) if log else None
+        return found.size if found else 0
+
+
+def refusal_of(database: Database) -> str | None:
+    """Return why the notary says that it refuses."""
+    with read_only(database) as session:
+        found = repository.get_refusal(session)
+        return found.reason if found else None
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database as its own backup does."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
 
 
 class TestFiles:
@@ -376,6 +649,14 @@ class TestFiles:
         with pytest.raises(ConfigurationError, match="does not hold a key"):
             Notary(database, settings)
         assert path.read_text() == "zz"
+
+    def test_a_key_that_was_lost_is_not_made_up(self, database: Database, settings: Settings) -> None:
+        add_job(database)
+        Notary(database, settings).attend()
+        (settings.notary_dir / keyfile.KEY).unlink()
+        with pytest.raises(ConfigurationError, match="is missing, though something was signed here before"):
+            Notary(database, settings)
+        assert not (settings.notary_dir / keyfile.KEY).exists()
 
     def test_a_damaged_memory_is_an_error(self, database: Database, settings: Settings) -> None:
         add_job(database)

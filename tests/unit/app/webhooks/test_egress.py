@@ -158,6 +158,11 @@ class TestParseTarget:
         with pytest.raises(UrlRefused):
             parse_target(url, NONE)
 
+    @pytest.mark.parametrize("url", ["http://hooks.example/", "https://10.1.2.3/", "https://[::1]/"])
+    def test_refusal_names_what_an_operator_may_allow(self, url: str) -> None:
+        with pytest.raises(UrlRefused, match="TETHER_WEBHOOK_PRIVATE_HOSTS"):
+            parse_target(url, NONE)
+
     def test_parts_are_kept(self) -> None:
         target = parse_target("https://Hooks.Example:8443/a%20b?c=d", NONE)
         assert (target.host, target.port, target.path) == ("hooks.example", 8443, "/a%20b?c=d")
@@ -185,7 +190,7 @@ class TestAddresses:
     ) -> None:
         url = f"https://{NAME}:{receiver.server_port}/"
         # Not a word of what the name resolves to: that would be a map of our network.
-        words = "^the host has an address that is not of the public internet; nothing was sent$"
+        words = "^the host has an address that is not of the public internet; nothing was sent; where it is meant, the operator"
         with pytest.raises(NotSent, match=words):
             send(url, private_hosts=NONE, resolve=Resolver([address]))
         assert receiver.connections == 0

@@ -1,0 +1,93 @@
+"""Held jobs: who may release or reject one. Whatever is decided is in the installation's log, with its reason's digest."""
+
+import hashlib
+
+from sqlalchemy.orm import Session
+
+from app.auth import Caller
+from app.domain.job import State
+from app.errors import Conflict, PermissionDenied
+from app.jobs import repository
+from app.keys.repository import list_line
+from app.models.base import utc_now
+from app.models.job import Job, JobDecision
+from app.notary.repository import add_event
+from app.work import repository as work_repository
+from app.work import service as work_service
+
+APPROVED, REJECTED = "approved", "rejected"
+
+
+def release_job(session: Session, caller: Caller, job: Job, reason: str) -> None:
+    """Approve the release of a held job, and release it where that was the last approval needed.
+
+    Raises Conflict where the job is not held or the caller has decided already, and PermissionDenied where the policy
+    wants somebody else.
+    """
+    _lock_held(session, job)
+    check_other_person(session, caller, job)
+    decided = {decision.key_id for decision in job.decisions}
+    if decided & list_line(session, caller.key_id):
+        raise Conflict(
+            f"this key has approved the release of {job.id} already; the policy asks for another person's",
+            code="already_approved",
+        )
+    digest = _decide(session, caller, job, APPROVED, reason)
+    add_event(session, "job.release.approved", actor=caller.key_id, subject=job.id, sha256=digest)
+    missing = count_missing(job)
+    left = f"; {missing} more needed" if missing else ""
+    repository.add_event(session, job, f"The release was approved by {caller.key_id}: {reason}{left}")
+    if not missing:
+        add_event(session, "job.released", actor=caller.key_id, subject=job.id, sha256=digest)
+        work_service.succeed(session, job.work)
+
+
+def reject_job(session: Session, caller: Caller, job: Job, reason: str) -> None:
+    """End a held job as failed. One person is enough. Raises Conflict where the job is not held."""
+    _lock_held(session, job)
+    digest = _decide(session, caller, job, REJECTED, reason)
+    add_event(session, "job.rejected", actor=caller.key_id, subject=job.id, sha256=digest)
+    work_service.reject(session, job.work, reason=reason)
+
+
+def check_other_person(session: Session, caller: Caller, job: Job) -> None:
+    """Raise PermissionDenied where the policy asks for a second person and the caller submitted the job."""
+    submitter = job.work.args["actor"]
+    if (job.gate or {}).get("second_person") and submitter in list_line(session, caller.key_id):
+        raise PermissionDenied(
+            f"the policy asks for a second person: the key that submitted {job.id} cannot approve it; another one with"
+            " the scope 'jobs:release' can"
+        )
+
+
+def count_missing(job: Job) -> int:
+    """Return how many approvals a held job still needs."""
+    needed = 2 if (job.gate or {}).get("second_person") else 1
+    return max(0, needed - sum(decision.decision == APPROVED for decision in job.decisions))
+
+
+def _lock_held(session: Session, job: Job) -> None:
+    work = work_repository.get_work(session, job.id, lock=True)
+    if work is None or work.state != State.HELD:
+        raise Conflict(
+            f"the job {job.id} is not held: its state is {work.state if work else 'unknown'}; only a held job is released"
+            " or rejected",
+            code="job_not_held",
+        )
+    session.refresh(job, ["decisions"])
+
+
+def _decide(session: Session, caller: Caller, job: Job, decision: str, reason: str) -> str:
+    """Keep a decision, and return the digest of its reason."""
+    job.decisions.append(
+        JobDecision(
+            project_id=job.project_id,
+            job_id=job.id,
+            key_id=caller.key_id,
+            decision=decision,
+            reason=reason,
+            created_at=utc_now(),
+        )
+    )
+    session.flush()
+    return hashlib.sha256(reason.encode("utf-8")).hexdigest()

@@ -1,0 +1,1 @@
+"""How long things are kept: pruning of old records, legal holds, and datasets that are erased."""

@@ -1,0 +1,187 @@
+"""Queries of prunings and legal holds."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import and_, bindparam, delete, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from app.domain.job import TERMINAL, WorkKind
+from app.models.base import new_id, utc_now
+from app.models.installation_log import InstallationLog, LogCheckpoint, LogEvent, LogLeaf
+from app.models.job import CurvePiece, Event, Job, LedgerLeaf, RiskRow, Step
+from app.models.report import Report
+from app.models.retention import LegalHold, PrunedJob
+from app.models.work import Work
+from app.seat_belts import pruning
+
+_LEAVES = LedgerLeaf.metadata.tables[LedgerLeaf.__tablename__]
+
+
+# --- prunings ---------------------------------------------------------------------------------------------
+
+
+def list_ended(session: Session, before: datetime, *, without: Sequence[str]) -> Sequence[Job]:
+    """Return the jobs that ended before a time and have no pruning of these scopes, oldest first."""
+    pruned = select(PrunedJob.number).where(PrunedJob.job_id == Job.id, PrunedJob.scope.in_(without)).exists()
+    return session.scalars(
+        select(Job)
+        .join(Job.work)
+        .where(Work.kind == WorkKind.TRAIN, Work.state.in_(TERMINAL), Work.finished_at < before, ~pruned)
+        .order_by(Work.finished_at, Job.id)
+    ).all()
+
+
+def add_pruning(session: Session, job: Job, *, scope: str, pruning: bytes, event: int) -> PrunedJob:
+    """Keep what the log was told of a job."""
+    added = PrunedJob(
+        job_id=job.id, scope=scope, pruning=pruning, event=event, announced_at=utc_now(), done_at=None
+    )
+    session.add(added)
+    session.flush()
+    return added
+
+
+def list_pending(session: Session) -> Sequence[PrunedJob]:
+    """Return the prunings that the log was told of and whose bytes are still there, oldest first."""
+    return session.scalars(
+        select(PrunedJob).where(PrunedJob.done_at.is_(None)).order_by(PrunedJob.number)
+    ).all()
+
+
+def get_newest_done(session: Session, job_id: str) -> PrunedJob | None:
+    """Return the pruning that says of everything that is gone of a job; None where nothing is."""
+    return session.scalars(
+        select(PrunedJob)
+        .where(PrunedJob.job_id == job_id, PrunedJob.done_at.is_not(None))
+        .order_by(PrunedJob.number.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def list_told_elsewhere(session: Session) -> Sequence[PrunedJob]:
+    """Return the prunings that count and that only a log knows that was forked since."""
+    newest = select(InstallationLog.number).order_by(InstallationLog.number.desc()).limit(1).scalar_subquery()
+    later = aliased(PrunedJob)
+    superseded = select(later.number).where(
+        later.job_id == PrunedJob.job_id, later.number > PrunedJob.number, later.done_at.is_not(None)
+    )
+    return session.scalars(
+        select(PrunedJob)
+        .join(LogEvent, LogEvent.number == PrunedJob.event)
+        .where(LogEvent.log.is_not(None), LogEvent.log != newest, ~superseded.exists())
+        .order_by(PrunedJob.number)
+    ).all()
+
+
+def is_signed(session: Session, pruned: PrunedJob) -> bool:
+    """Say whether the log's event is under a signed checkpoint."""
+    query = (
+        select(LogLeaf.index)
+        .join(LogEvent, and_(LogEvent.log == LogLeaf.log, LogEvent.leaf == LogLeaf.leaf))
+        .join(LogCheckpoint, and_(LogCheckpoint.log == LogLeaf.log, LogCheckpoint.size > LogLeaf.index))
+        .where(LogEvent.number == pruned.event)
+    )
+    return session.scalars(query.limit(1)).one_or_none() is not None
+
+
+def replace_leaves(session: Session, job_id: str, lines: Mapping[int, bytes]) -> None:
+    """Put these lines in the place of a job's records, by their seq."""
+    replace = (
+        update(_LEAVES)
+        .where(_LEAVES.c.work_id == job_id, _LEAVES.c.seq == bindparam("at"))
+        .values(leaf=bindparam("line"))
+    )
+    with pruning(session):
+        session.connection().execute(replace, [{"at": at, "line": line} for at, line in lines.items()])
+
+
+def forget_steps(session: Session, job_id: str) -> None:
+    """Delete what is kept of a job's steps beside the ledger, so that it can be queried."""
+    for query in (
+        delete(Step).where(Step.job_id == job_id),
+        delete(CurvePiece).where(CurvePiece.job_id == job_id),
+        delete(Event).where(Event.job_id == job_id, Event.type == "metrics"),
+    ):
+        session.execute(query)
+
+
+def forget_rows(session: Session, job_id: str) -> None:
+    """Delete a job's risk table and its event log."""
+    for query in (
+        delete(RiskRow).where(RiskRow.job_id == job_id),
+        delete(Event).where(Event.job_id == job_id),
+    ):
+        session.execute(query)
+
+
+# --- legal holds ------------------------------------------------------------------------------------------
+
+
+def add_hold(session: Session, *, project_id: str, job_id: str | None, reason: str) -> LegalHold:
+    """Insert a hold."""
+    added = LegalHold(
+        id=new_id("hold_"),
+        project_id=project_id,
+        job_id=job_id,
+        reason=reason,
+        created_at=utc_now(),
+        released_at=None,
+    )
+    session.add(added)
+    session.flush()
+    return added
+
+
+def get_hold(session: Session, hold_id: str) -> LegalHold | None:
+    """Return a hold, released or not."""
+    return session.get(LegalHold, hold_id)
+
+
+def list_holds(session: Session) -> Sequence[LegalHold]:
+    """Return all holds, newest first; released ones too."""
+    return session.scalars(select(LegalHold).order_by(LegalHold.created_at.desc(), LegalHold.id)).all()
+
+
+def find_hold(session: Session, job: Job) -> LegalHold | None:
+    """Return a hold that keeps a job as it is."""
+    return session.scalars(
+        select(LegalHold)
+        .where(
+            LegalHold.project_id == job.project_id,
+            LegalHold.released_at.is_(None),
+            or_(LegalHold.job_id.is_(None), LegalHold.job_id == job.id),
+        )
+        .limit(1)
+    ).one_or_none()
+
+
+def find_hold_on_file(session: Session, project_id: str, file_id: str) -> LegalHold | None:
+    """Return a hold of the project, or of a job that learnt from a file or was validated by it."""
+    jobs = select(Job.id).where(or_(Job.training_file == file_id, Job.validation_file == file_id))
+    return session.scalars(
+        select(LegalHold)
+        .where(
+            LegalHold.project_id == project_id,
+            LegalHold.released_at.is_(None),
+            or_(LegalHold.job_id.is_(None), LegalHold.job_id.in_(jobs)),
+        )
+        .limit(1)
+    ).one_or_none()
+
+
+# --- datasets ---------------------------------------------------------------------------------------------
+
+
+def list_reports_on(session: Session, file_id: str) -> Sequence[Report]:
+    """Return the reports on a file, whether as training or as validation data."""
+    return session.scalars(
+        select(Report)
+        .join(Report.work)
+        .where(
+            or_(
+                Work.args["training_file"].as_string() == file_id,
+                Work.args["validation_file"].as_string() == file_id,
+            )
+        )
+    ).all()

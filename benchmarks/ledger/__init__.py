@@ -1,0 +1,1 @@
+"""The ledger: what an append, a root and a verification cost."""

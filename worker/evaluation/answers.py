@@ -1,0 +1,43 @@
+"""How likely a model finds the answers that were wanted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from worker.evaluation.judging import Progress
+from worker.training.data import TokenizedRow, tokenize_row
+from worker.training.loop import DEFAULT_MICRO_BATCH_TOKENS, token_losses
+
+
+def tokenize_answers(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], *, param: str
+) -> list[TokenizedRow]:
+    """Return prompts with their answers as the model is to write them. Raises JobFailure naming a row that cannot be."""
+    return [
+        tokenize_row(
+            tokenizer,
+            [*map(_without_loss, row["messages"]), {"role": "assistant", "content": row["answer"]}],
+            index=index,
+            param=param,
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+@torch.no_grad()
+def answer_losses(
+    model: PreTrainedModel | PeftModel, rows: Sequence[TokenizedRow], on_progress: Progress
+) -> list[float]:
+    """Return the mean negative log-likelihood of each row's answer, in nats a token."""
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=next(model.parameters()).device)
+    for places, batch, nll, _ in token_losses(model, rows, DEFAULT_MICRO_BATCH_TOKENS):
+        sums.index_add_(0, torch.tensor(places, device=sums.device)[batch.rows], nll.double())
+        on_progress()
+    return [total / row.loss_tokens for total, row in zip(sums.tolist(), rows, strict=True)]
+
+
+def _without_loss(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {**message, "weight": 0} if message["role"] == "assistant" else dict(message)
