@@ -20,10 +20,11 @@ from app.errors import BrokerUnavailable, TetherError
 from app.health import WORKER_SILENCE_MS, mend_anchors, mend_critic
 from app.migration import current_revision, how_to_mend, newest_revision
 from app.notary.anchor import find_standing
-from app.notary.repository import get_refusal
+from app.notary.repository import get_refusal, list_refused_jobs
 from app.notary.service import NOTARY
 from app.queue import QUEUES, build_publisher, check_broker
 from app.safety_sets.repository import get_newest_set
+from app.seat_belts import are_fastened
 from app.settings import Settings
 from app.work.repository import list_live_queues
 
@@ -108,6 +109,7 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
                 yield Finding("database", f"{kind}, revision {revision}", how_to_mend(revision))
                 return
             yield Finding("database", f"{kind}, revision {revision}")
+            yield _triggers(session)
             live = list_live_queues(session, WORKER_SILENCE_MS)
             for queue in QUEUES:
                 todo = None if queue in live else f"start one: tether serve, or tether worker --queue {queue}"
@@ -122,6 +124,9 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
                 yield Finding("notary", f"refuses since {refusal.since:%Y-%m-%d %H:%M} UTC", refusal.reason)
             else:
                 yield Finding("notary", "alive" if NOTARY in live else "none", todo)
+            for work_id, refused in list_refused_jobs(session).items():
+                since = f"the notary refuses to sign since {refused.since:%Y-%m-%d %H:%M} UTC"
+                yield Finding(f"record of {work_id}", since, refused.reason)
             yield _anchor(session, settings)
             bases = list_base_models(session)
             if not bases:
@@ -139,6 +144,12 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "database", kind, f"not reachable ({type(error).__name__}): start it, or mend TETHER_DATABASE_URL"
         )
+
+
+def _triggers(session: Session) -> Finding:
+    if are_fastened(session.connection()):
+        return Finding("triggers", "on: what is on record is not changed by accident")
+    return Finding("triggers", "some are off, which keep what is on record", "run: tether migrate")
 
 
 def _anchor(session: Session, settings: Settings) -> Finding:

@@ -14,6 +14,10 @@ LOG = frozenset({"installation_logs", "log_leaves", "log_heads", "log_checkpoint
 """What the notary alone writes."""
 APPENDED = frozenset({"ledger_leaves", "log_events"})
 """What API and workers add to, and nobody changes."""
+OF_THE_OWNER = frozenset({"legal_holds", "pruned_jobs", "alembic_version"})
+"""What the owner's commands alone write."""
+ADDED_BY = {"risk_rows": WORKER, "job_decisions": API}
+"""What one part adds to, the other reads, and none changes; the owner alone prunes it."""
 OF_NO_PROCESS = frozenset({"ledger_unlocks"})
 """Pruning is a command of the owner's."""
 OF_THE_API = frozenset({"api_keys", "replies", "policies", "weight_downloads", "noted_digests", "anchors"})
@@ -58,8 +62,10 @@ def _rights(part: str, table: str) -> str | None:
         return _rights_of_notary(table)
     if part == WORKER and table in HIDDEN:
         return None
-    if table in LOG or table == "alembic_version" or (part == WORKER and table in OF_THE_API):
+    if table in LOG | OF_THE_OWNER or (part == WORKER and table in OF_THE_API):
         return "SELECT"
+    if table in ADDED_BY:
+        return "SELECT, INSERT" if ADDED_BY[table] == part else "SELECT"
     if table in APPENDED:
         return "SELECT, INSERT"
     return "SELECT, INSERT, UPDATE, DELETE"

@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 from app.errors import ConfigurationError
-from app.seat_belts import fasten, unfasten
+from app.seat_belts import are_fastened, fasten, unfasten
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "migrations"
 
@@ -22,7 +22,7 @@ def alembic_config() -> Config:
 
 
 def migrate(engine: Engine) -> None:
-    """Upgrade to the newest revision in one transaction; do nothing where it is there.
+    """Upgrade to the newest revision in one transaction; where it is there, only put back triggers that are off.
 
     Raises ConfigurationError, and changes nothing, where a newer version of Tether made the database.
     """
@@ -32,6 +32,8 @@ def migrate(engine: Engine) -> None:
         if is_newer(found):
             raise ConfigurationError(f"the database is at revision {found}; {how_to_mend(found)}")
         if found == newest_revision():
+            if not are_fastened(connection):
+                fasten(connection)
             return
         config.attributes["connection"] = connection
         unfasten(connection)

@@ -97,6 +97,13 @@ def _link(operation: dict[str, Any], operations: list[dict[str, Any]]) -> None:
     good["links"] = links
 
 
+def _schema_of(media_type: str) -> dict[str, Any]:
+    if media_type.endswith("+json"):
+        return {"type": "object"}
+    is_text = media_type.startswith("text/") or media_type == "image/svg+xml"
+    return {"type": "string"} if is_text else {"type": "string", "format": "binary"}
+
+
 def _complete_operation(operation: dict[str, Any], declared: dict[Any, Any]) -> None:
     operation.setdefault("parameters", [])
     operation.setdefault("security", [])
@@ -105,8 +112,7 @@ def _complete_operation(operation: dict[str, Any], declared: dict[Any, Any]) -> 
     if name in OBJECTS:
         content["application/json"] = {"schema": declared[OBJECTS[name], "serialization"]}
     for media_type in MEDIA_TYPES.get(name, ()):
-        is_text = media_type.startswith("text/") or media_type == "image/svg+xml"
-        content[media_type] = {"schema": {"type": "string", **({} if is_text else {"format": "binary"})}}
+        content[media_type] = {"schema": _schema_of(media_type)}
     if name in STREAMS:
         content["text/event-stream"]["itemSchema"] = _describe_messages(STREAMS[name], declared)
     replies = {code: reply for code, reply in operation["responses"].items() if code != "422"}

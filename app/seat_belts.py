@@ -5,6 +5,7 @@ notary and by the verifier. They are no part of a revision but put on after ever
 a table that it rebuilds.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,12 +13,13 @@ from sqlalchemy import Connection, delete, text
 from sqlalchemy.orm import Session
 
 from app.domain.job import TERMINAL
+from app.models.attestation import Attestation
 from app.models.installation_log import LedgerUnlock, LogCheckpoint, LogEvent, LogHead, LogLeaf
 from app.models.job import LedgerLeaf
 from app.models.work import Work
 
 LEDGER, WORK, EVENTS = LedgerLeaf.__tablename__, Work.__tablename__, LogEvent.__tablename__
-FROZEN = tuple(each.__tablename__ for each in (LogLeaf, LogHead, LogCheckpoint))
+FROZEN = tuple(each.__tablename__ for each in (LogLeaf, LogHead, LogCheckpoint, Attestation))
 """Tables of which nothing is ever changed."""
 KEPT = (LEDGER, EVENTS, *FROZEN)
 """Tables of which nothing is ever dropped."""
@@ -40,23 +42,39 @@ def pruning(session: Session) -> Iterator[None]:
 def fasten(connection: Connection) -> None:
     """Put the triggers on, in place of those that are there."""
     unfasten(connection)
-    is_sqlite = connection.dialect.name == "sqlite"
-    for statement in _sqlite() if is_sqlite else _postgresql():
+    for statement in _statements(connection):
         connection.execute(text(statement))
+
+
+def are_fastened(connection: Connection) -> bool:
+    """Say whether exactly the triggers are on that should be."""
+    wanted = {
+        found[1] for found in map(re.compile(r"CREATE TRIGGER (\w+)").match, _statements(connection)) if found
+    }
+    return {name for name, _, is_on in _list_triggers(connection) if is_on} == wanted
 
 
 def unfasten(connection: Connection) -> None:
     """Take the triggers off, for a migration."""
-    if connection.dialect.name == "sqlite":
-        names = "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'tether_%'"
-    else:
-        names = (
-            "SELECT tgname, relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
-            " WHERE tgname LIKE 'tether_%' AND relnamespace = current_schema()::regnamespace"
-        )
-    for name, table in connection.execute(text(names)).all():
+    for name, table, _ in _list_triggers(connection):
         of = "" if connection.dialect.name == "sqlite" else f' ON "{table}"'
         connection.execute(text(f'DROP TRIGGER "{name}"{of}'))
+
+
+def _list_triggers(connection: Connection) -> list[tuple[str, str, bool]]:
+    """Return name and table of each trigger of ours, and whether it is on; PostgreSQL can have one that is not."""
+    if connection.dialect.name == "sqlite":
+        names = "SELECT name, tbl_name, 1 FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'tether_%'"
+    else:
+        names = (
+            "SELECT tgname, relname, tgenabled IN ('O', 'A') FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
+            " WHERE tgname LIKE 'tether_%' AND relnamespace = current_schema()::regnamespace"
+        )
+    return [(name, table, bool(is_on)) for name, table, is_on in connection.execute(text(names))]
+
+
+def _statements(connection: Connection) -> Iterator[str]:
+    return _sqlite() if connection.dialect.name == "sqlite" else _postgresql()
 
 
 def _sqlite() -> Iterator[str]:

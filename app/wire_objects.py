@@ -88,6 +88,8 @@ class FileErasure(Reply):
     same_bytes: list[str]
     derived_files: list[str]
     models: list[str]
+    later_models: list[str]
+    replies_files: list[str]
 
 
 class JobError(Reply):

@@ -18,12 +18,13 @@ from app.domain.evaluation_spec import BUILTIN_SUITES, EvaluationSpec
 from app.domain.job import State
 from app.domain.ledger import digest_of
 from app.domain.training_spec import TrainingSpec
-from app.errors import JobFailure
+from app.errors import JobFailure, QuotaExceeded
 from app.files.repository import get_file
-from app.files.service import RESULTS, add_file
+from app.files.service import RESULTS, add_file, note_unwanted
 from app.models.base_model import BaseModel
 from app.models.evaluation import Evaluation
 from app.notary.repository import add_event
+from app.quotas.service import take_storage
 from app.work import repository
 from worker.context import Context
 from worker.evaluation.judges import build_judges
@@ -45,6 +46,7 @@ def evaluate(context: Context) -> None:
         base_row = session.get_one(BaseModel, evaluation.base_model)
         tuned = _find_tuned(session, evaluation)
         training_sha256 = _find_training(session, evaluation, tuned)
+        project_id = evaluation.project_id
         data_sha256: str | None = evaluation.work.args["data_sha256"]
     spec = EvaluationSpec.model_validate(evaluation.request)
     context.lease.move(State.RUNNING)
@@ -65,7 +67,7 @@ def evaluate(context: Context) -> None:
         comparers=comparers,
         on_progress=context.check,
     )
-    _keep(context, evaluated)
+    _keep(context, project_id, evaluated)
 
 
 def _find_tuned(session: Session, evaluation: Evaluation) -> TunedModel | None:
@@ -119,25 +121,28 @@ def _load_prefixes(context: Context, training_sha256: str | None, count: int) ->
     return find_prefixes(read_rows(context, training_sha256), count) if training_sha256 else []
 
 
-def _keep(context: Context, evaluated: Evaluated) -> None:
-    """Keep the replies as a file and the result in its row, and put its digest into the installation's log."""
+def _keep(context: Context, project_id: str, evaluated: Evaluated) -> None:
+    """Keep the replies as a file and the result in its row, and put its digest into the installation's log.
+
+    Raises QuotaExceeded where the project has no room for the replies.
+    """
     lines = (json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in evaluated.replies)
     stored = storage.store_stream(context.settings.storage, io.BytesIO(b"".join(lines)))
     body = evaluated.result.to_body()
-    with unit_of_work(context.database) as session:
-        work = context.lease.load(session)
-        evaluation = session.get_one(Evaluation, work.id)
-        file = add_file(
-            session,
-            project_id=work.project_id,
-            filename=f"{work.id}.jsonl",
-            purpose=RESULTS,
-            stored=stored,
-        )
-        evaluation.result, evaluation.result_sha256 = body, digest_of(body)
-        evaluation.replies_file = file.id
-        add_event(
-            session, COMPLETED, actor=work.args["actor"], subject=work.id, sha256=evaluation.result_sha256
-        )
-        repository.move(session, work, State.FINALISING)
-        repository.move(session, work, State.SUCCEEDED)
+    filename = f"{context.lease.work_id}.jsonl"
+    try:
+        with unit_of_work(context.database) as session:
+            take_storage(session, context.settings, project_id, stored.size_bytes)
+            work = context.lease.load(session)
+            evaluation = session.get_one(Evaluation, work.id)
+            file = add_file(session, project_id=project_id, filename=filename, purpose=RESULTS, stored=stored)
+            evaluation.result, evaluation.result_sha256 = body, digest_of(body)
+            evaluation.replies_file = file.id
+            add_event(
+                session, COMPLETED, actor=work.args["actor"], subject=work.id, sha256=evaluation.result_sha256
+            )
+            repository.move(session, work, State.FINALISING)
+            repository.move(session, work, State.SUCCEEDED)
+    except QuotaExceeded:
+        note_unwanted(context.database, project_id, filename, RESULTS, stored)
+        raise

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from app import storage
-from app.database import read_only
+from app.database import read_only, unit_of_work
 from app.domain.dataset import check_prompt_lines, read_lines
 from app.domain.evaluation_spec import BUILTIN_SUITES, EvaluationSpec
 from app.domain.gate import (
@@ -26,7 +26,7 @@ from app.domain.gate import (
 from app.domain.gate_policy import Gate
 from app.domain.safety_spec import ActivationCritic, AnyCritic, CombinedCritic
 from app.errors import JobFailure
-from app.jobs.repository import load_job
+from app.jobs.repository import add_event, load_job
 from app.models.base_model import Critic
 from app.models.file import File
 from app.models.job import Job
@@ -38,6 +38,9 @@ from worker.evaluation.prefixes import find_prefixes
 from worker.evaluation.suites import Suite, load_builtin, read_suite
 from worker.journal import Journal
 from worker.training.reference import RowRisk
+
+NOT_OF_GATE = ("policy", "weights_bounded")
+"""What a job keeps of its policy beside the gate."""
 
 
 class Opening(NamedTuple):
@@ -75,7 +78,7 @@ def read_gate(job: Job) -> Gate | None:
     """Return the gate that a job was created under; None where its policy had none."""
     if job.gate is None:
         return None
-    return Gate.model_validate({name: value for name, value in job.gate.items() if name != "policy"})
+    return Gate.model_validate({name: value for name, value in job.gate.items() if name not in NOT_OF_GATE})
 
 
 def open_gate(
@@ -96,7 +99,8 @@ def open_gate(
         return None
     known = (job.gate_result or {}).get("start")
     if known is None:
-        limits = find_at_start(gate, critic, fitted, risks)
+        bounded = bool((job.gate or {}).get("weights_bounded"))
+        limits = find_at_start(gate, critic, fitted, risks, weights_bounded=bounded)
         journal.record_gate_start(limits)
     else:
         limits = known["limits"]
@@ -108,22 +112,35 @@ def open_gate(
 
 
 def find_at_start(
-    gate: Gate, critic: AnyCritic | None, fitted: Sequence[Critic], risks: Mapping[int, RowRisk]
+    gate: Gate,
+    critic: AnyCritic | None,
+    fitted: Sequence[Critic],
+    risks: Mapping[int, RowRisk],
+    *,
+    weights_bounded: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return the limits that are known before the first step, with what was found, in their plain form."""
+    """Return the limits that are known before the first step, with what was found, in their plain form.
+
+    `weights_bounded` says whether the policy sets a floor to the weights of critics.
+    """
     share = fallback_share(Counter(risk.status for risk in risks.values()))
     found = {"fallback_share": share}
     for limit, quality in CRITIC_QUALITY.items():
-        found[limit] = find_quality(critic, fitted, quality)
+        found[limit] = find_quality(critic, fitted, quality, weights_bounded=weights_bounded)
     return [each.to_body() for each in _judge_all(gate, found)]
 
 
-def find_quality(critic: AnyCritic | None, fitted: Sequence[Critic], quality: str) -> float | None:
+def find_quality(
+    critic: AnyCritic | None, fitted: Sequence[Critic], quality: str, *, weights_bounded: bool = False
+) -> float | None:
     """Return how good the worst of the activation critics that measure was on held-out data.
 
     None where there is none, or its report does not say. How good a judge or a constant is nobody knows, and what a
-    judge falls back on says nothing of the judge.
+    judge falls back on says nothing of the judge. Nor does a critic say anything of a weighted sum in which it may count
+    for next to nothing.
     """
+    if isinstance(critic, CombinedCritic) and critic.rule == "weighted" and not weights_bounded:
+        return None
     parts = critic.critics if isinstance(critic, CombinedCritic) else (critic,)
     measuring = {part.id for part in parts if isinstance(part, ActivationCritic)}
     found = [each.report.get(quality) for each in fitted if each.id in measuring]
@@ -152,10 +169,39 @@ def close_gate(
         except JobFailure as failure:
             error = f"the evaluation could not be done: {failure.message}"
     comparisons = body["comparisons"] if body else []
+    error = error or (body and describe_missed(gate, body)) or describe_unjudged(comparisons)
     names = [name for name in gate.limits() if LIMITS[name].stage == "end"]
     found = {name: find_in_evaluation(name, comparisons) for name in names}
     limits = [*opening.limits, *(each.to_body() for each in _judge_all(gate, found))]
     return Closing(limits, body, error)
+
+
+def describe_missed(gate: Gate, body: Mapping[str, Any]) -> str | None:
+    """Return in words that the training data have no beginnings to try; None where they have, or none were asked for."""
+    asked = gate.evaluation.decoding.data_prefixes if gate.evaluation else 0
+    if not asked or body["decoding"]["prefixes"]:
+        return None
+    return (
+        f"the policy asks for {asked} beginnings of the training data (decoding.data_prefixes), and no two rows of them begin"
+        " alike and none has a system message, so that how harmful prompts fare behind them is not known. Ask for 0 in a"
+        " policy for such data"
+    )
+
+
+def describe_unjudged(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return in words which judges gave no verdict, and on how many prompts; None where every prompt has its verdicts."""
+    worst: dict[str, tuple[int, int]] = {}
+    for each in comparisons:
+        if each["judge"] is not None and each["unjudged"]:
+            asked = each["unjudged"] + each["difference"]["n"]
+            worst[each["judge"]] = max(worst.get(each["judge"], (0, 0)), (each["unjudged"], asked))
+    if not worst:
+        return None
+    missing = "; ".join(
+        f"the judge {judge!r} gave no verdict on {unjudged} of {asked} prompts"
+        for judge, (unjudged, asked) in worst.items()
+    )
+    return f"{missing}; such a prompt counts as one that got worse. See that the judge answers, and run the job again"
 
 
 def refused(limits: Sequence[Mapping[str, Any]]) -> JobFailure:
@@ -181,6 +227,10 @@ def _evaluate(
 ) -> dict[str, Any]:
     suite = _load_suite(context, spec.suite)
     judges, comparers = build_judges(spec.judge, context.settings)
+    with unit_of_work(context.database) as session:
+        job = load_job(session, context.lease.load(session).id)
+        message = f"The gate of the operator's policy evaluates the adapter on {len(suite.rows)} prompts of {suite.name}"
+        add_event(session, job, message)
     evaluated = evaluate_paired(
         model,
         tokenizer,

@@ -297,6 +297,8 @@ class Journal:
             work = self._context.lease.load(session)
             if "pause" in work.args:
                 raise Paused("asked to pause before its adapter is published")
+            # A pause that was taken back since the last heartbeat would stop what comes now, where nothing pauses any more.
+            self._context.lease.desired = Desired(work.desired)
             work_repository.move(session, work, State.FINALISING)
 
     def record_gate_start(self, limits: Sequence[Mapping[str, Any]]) -> None:

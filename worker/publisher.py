@@ -3,22 +3,24 @@
 import csv
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from sqlalchemy.orm import Session
 from transformers import PreTrainedTokenizerBase
 
 from app import storage
 from app.database import read_only, unit_of_work
 from app.domain.canary import Canary
 from app.domain.job import Desired, State, model_name
-from app.files.service import RESULTS, add_file
+from app.files.service import RESULTS, add_file, note_unwanted
 from app.jobs import repository
 from app.models.base_model import BaseModel
 from app.models.job import Step
+from app.models.work import Work
 from app.work import service as work_service
 from worker.context import Cancelled, Context
 from worker.gate import Closing, refused
@@ -88,43 +90,67 @@ def publish(
 
     What the policy's gate found comes first; where it refuses the job, that ends it as failed and nothing is published.
     Raises Cancelled where that was asked for before: whoever was told that the job will be cancelled can rely on it.
+    What was stored for nothing is let go.
     """
     with read_only(context.database) as session:
         job = repository.load_job(session, context.lease.work_id)
         metrics = metrics_csv(repository.list_steps(session, job, after=0, limit=None))
     stored_metrics = storage.store_stream(context.settings.storage, io.BytesIO(metrics))
-    with unit_of_work(context.database) as session:
-        work = context.lease.load(session)
-        if work.desired == Desired.CANCEL:
-            raise Cancelled("cancelled by the client before its adapter was published")
-        if gate is not None:
-            journal.append_gate(session, gate)
-            if gate.verdict == "fail":
-                error = refused(gate.limits)
-                found = {"code": error.code, "message": error.message, "param": error.param}
-                work_service.end(session, work, State.FAILED, found)
-                return
-        job = repository.load_job(session, work.id)
-        journal.append_published(session, job.step, adapter, compute)
-        results = (
-            ("metrics.csv", stored_metrics),
-            ("adapter.zip", adapter.stored),
-        )
-        job.result_files = [
-            add_file(
-                session,
-                project_id=job.project_id,
-                filename=name,
-                purpose=RESULTS,
-                stored=stored,
-                job_id=job.id,
-            ).id
-            for name, stored in results
-        ]
-        job.adapter_sha256 = adapter.stored.sha256
-        job.adapter_bytes = adapter.stored.size_bytes
-        job.fine_tuned_model = model_name(job.model, job.suffix, job.id)
-        work_service.end(session, work, State.SUCCEEDED, None)
+    results = {"metrics.csv": stored_metrics, "adapter.zip": adapter.stored}
+    is_published = False
+    try:
+        with unit_of_work(context.database) as session:
+            work = context.lease.load(session)
+            if work.desired == Desired.CANCEL:
+                raise Cancelled("cancelled by the client before its adapter was published")
+            is_published = _passes(session, journal, work, gate)
+            if is_published:
+                journal.append_published(session, job.step, adapter, compute)
+                _add_results(session, work, adapter, results)
+                work_service.end(session, work, State.SUCCEEDED, None)
+    except Cancelled:
+        _let_go(context, job.project_id, results)
+        raise
+    if not is_published:
+        _let_go(context, job.project_id, results)
+
+
+def _passes(session: Session, journal: Journal, work: Work, gate: Closing | None) -> bool:
+    """Record what the gate found, and end the job as failed where that refuses it; say whether it does not."""
+    if gate is None:
+        return True
+    journal.append_gate(session, gate)
+    if gate.verdict != "fail":
+        return True
+    error = refused(gate.limits)
+    found = {"code": error.code, "message": error.message, "param": error.param}
+    work_service.end(session, work, State.FAILED, found)
+    return False
+
+
+def _add_results(
+    session: Session, work: Work, adapter: StoredAdapter, results: Mapping[str, storage.Stored]
+) -> None:
+    job = repository.load_job(session, work.id)
+    job.result_files = [
+        add_file(
+            session,
+            project_id=job.project_id,
+            filename=name,
+            purpose=RESULTS,
+            stored=stored,
+            job_id=job.id,
+        ).id
+        for name, stored in results.items()
+    ]
+    job.adapter_sha256 = adapter.stored.sha256
+    job.adapter_bytes = adapter.stored.size_bytes
+    job.fine_tuned_model = model_name(job.model, job.suffix, job.id)
+
+
+def _let_go(context: Context, project_id: str, results: Mapping[str, storage.Stored]) -> None:
+    for name, stored in results.items():
+        note_unwanted(context.database, project_id, name, RESULTS, stored)
 
 
 def metrics_csv(steps: Sequence[Step]) -> bytes:

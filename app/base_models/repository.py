@@ -12,6 +12,7 @@ from app.models.base_model import BaseModel
 from app.models.job import Checkpoint, Job
 from app.models.permission import CheckpointPermission
 from app.models.work import Work
+from app.retention.repository import is_held_job
 
 
 def get_base_model(session: Session, name: str) -> BaseModel | None:
@@ -68,14 +69,20 @@ def get_weights(
 
 
 def list_unwanted_weights(session: Session, before: datetime) -> list[TunedModel]:
-    """Return what still has weights and never needs them: deleted, or of a job that failed, before a time."""
-    jobs = session.scalars(select(Job).where(Job.model_deleted_at < before, Job.adapter_sha256.is_not(None)))
+    """Return what still has weights and never needs them: deleted, or of a job that failed, before a time.
+
+    The weights of jobs under a legal hold stay.
+    """
+    jobs = session.scalars(
+        select(Job).where(Job.model_deleted_at < before, Job.adapter_sha256.is_not(None), ~is_held_job())
+    )
     lost = Work.state.in_((State.FAILED, State.CANCELLED)) & (Work.finished_at < before)
     checkpoints = session.execute(
         select(Job, Checkpoint)
         .join(Checkpoint, Checkpoint.job_id == Job.id)
         .join(Work, Work.id == Job.id)
         .where(Checkpoint.adapter_sha256.is_not(None), or_(Checkpoint.model_deleted_at < before, lost))
+        .where(~is_held_job())
     )
     return [TunedModel(job, None) for job in jobs] + [TunedModel(*row) for row in checkpoints]
 

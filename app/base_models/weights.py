@@ -10,11 +10,12 @@ from app.database import Database, read_only, unit_of_work
 from app.domain.job import State
 from app.errors import Conflict, NotFound, PermissionDenied
 from app.files.repository import get_file
-from app.files.service import let_go
+from app.files.service import let_go, refuse_held
 from app.jobs.repository import add_event
 from app.models.base import utc_now
 from app.models.job import Checkpoint, Job
 from app.notary.repository import add_event as note_act
+from app.retention.repository import find_hold
 from app.settings import Settings
 
 
@@ -72,7 +73,10 @@ def find_adapter(session: Session, project_id: str, job_id: str, checkpoint_id: 
 
 
 def delete_tuned_model(session: Session, project_id: str, name: str, *, actor: str) -> None:
-    """Delete a model or checkpoint of the project; its weights go a while later. Raises NotFound, PermissionDenied."""
+    """Delete a model or checkpoint of the project; its weights go a while later.
+
+    Raises NotFound, PermissionDenied, and Conflict where a legal hold keeps its job.
+    """
     if repository.get_base_model(session, name) is not None:
         raise PermissionDenied(
             f"{name!r} is a base model, which belongs to the installation and to every job that was trained on it; only"
@@ -85,6 +89,9 @@ def delete_tuned_model(session: Session, project_id: str, name: str, *, actor: s
             f"{name!r} belongs to another project, which shares it with this one; only that project can delete it",
             param="model",
         )
+    hold = find_hold(session, found.job)
+    if hold is not None:
+        raise refuse_held(hold, name)
     now = utc_now()
     note_act(
         session,
@@ -110,10 +117,14 @@ def remove_unwanted_weights(database: Database, settings: Settings) -> None:
         if model.adapter_sha256 is None or not let_go(database, settings, model.adapter_sha256):
             continue
         with unit_of_work(database) as session:
+            job = session.get_one(Job, model.job.id)
+            if find_hold(session, job) is not None:
+                # Its weights were in use by the time; they are looked at again when the hold has ended.
+                continue
             if model.checkpoint is not None:
                 session.get_one(Checkpoint, model.checkpoint.id).adapter_sha256 = None
             else:
-                session.get_one(Job, model.job.id).adapter_sha256 = None
+                job.adapter_sha256 = None
 
 
 def _delete_result(session: Session, job: Job) -> None:

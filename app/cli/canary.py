@@ -1,7 +1,6 @@
 """tether models canary: which model does a server serve?"""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,17 +83,18 @@ def describe(model: str, found: "Answer", tolerance: float) -> dict[str, Any]:
 
 def read_canary(adapter: Path) -> "Canary":
     """Return the canary that an adapter brings. Raises InvalidRequest where it brings none."""
+    from app.domain.bundle import DAMAGE
     from app.domain.canary import parse_canary
+    from app.domain.checks_files import read_adapter_manifest
     from app.domain.provenance import ADAPTER_MANIFEST
 
     try:
         if adapter.is_dir():
             data = (adapter / ADAPTER_MANIFEST).read_bytes()
         else:
-            with zipfile.ZipFile(adapter) as archive:
-                data = archive.read(ADAPTER_MANIFEST)
+            data = read_adapter_manifest(adapter)
         return parse_canary(json.loads(data)["canary"])
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, KeyError, TypeError) as error:
         raise InvalidRequest(
             f"{adapter} brings no canary ({error}); adapters have one in {ADAPTER_MANIFEST} since it was introduced. Give the zip"
             " that the job released, or the folder that it was unpacked into",

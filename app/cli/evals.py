@@ -103,10 +103,13 @@ def create_evaluation(
     """Have a model evaluated with its adapter off and on, on the same prompts and by the same judges."""
     if (compare or harmful_from != 4) and JudgeType.OPENAI not in judge:
         raise typer.BadParameter("--compare and --harmful-from are for the judge openai; add --judge openai")
+    from app.cli.client import Refused
+
     with connect(url, key) as server:
+        prompts = _find_or_upload(server, suite)
         body = {
             "model": model,
-            "suite": _find_or_upload(server, suite),
+            "suite": prompts,
             "judge": [_describe_judge(each, harmful_from, compare) for each in judge],
             "decoding": {
                 "greedy": greedy,
@@ -117,7 +120,12 @@ def create_evaluation(
                 "seed": seed,
             },
         }
-        evaluation = server.create(EVALUATIONS, body=body)
+        try:
+            evaluation = server.create(EVALUATIONS, body=body)
+        except Refused:
+            if prompts != suite:
+                _delete(server, prompts)
+            raise
         if wait:
             evaluation = _wait(server, str(evaluation["id"]), None)
     _show(evaluation, as_json=as_json)
@@ -140,6 +148,18 @@ def _find_or_upload(server: "Server", given: str) -> str:
     file = upload(server, path, "user_data")
     err.print(f"uploaded {clean(path.name)} as {clean(file['id'])}")
     return str(file["id"])
+
+
+def _delete(server: "Server", file_id: str) -> None:
+    """Delete a file that was uploaded for nothing; a key that may not do so leaves it, and is told."""
+    from app.cli.client import Refused
+
+    try:
+        server.call("DELETE", "files", file_id)
+    except Refused:
+        err.print(f"{clean(file_id)} stays uploaded; delete it with a key that may: tether files delete")
+    else:
+        err.print(f"deleted {clean(file_id)} again, since nothing is evaluated on it")
 
 
 @group.command("list")

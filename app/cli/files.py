@@ -180,6 +180,8 @@ def erase_file(
         ("same_bytes", "has the same bytes"),
         ("derived_files", "was made of it"),
         ("models", "learnt from it"),
+        ("later_models", "went on from a model that did"),
+        ("replies_files", "has its rows, or beginnings of them, beside the replies to them"),
     ):
         for other in answer[name]:
             print_line(f"not erased: {other} {what}")

@@ -356,7 +356,7 @@ def print_end(job: dict[str, Any], *, deleted: bool) -> None:
         print_line(f"{line}: {reason}" if reason else line)
     elif is_held(job):
         broken = [each for each in get_in(job, "safety", "gate", "limits") or () if each["broken"]]
-        names = ", ".join(str(each["limit"]) for each in broken)
+        names = ", ".join(str(each["limit"]) for each in broken) or "no verdict"
         print_line(
             f"{job['id']}: held by the policy's gate ({names}); next: tether jobs release {job['id']} --reason …, or tether"
             f" jobs reject {job['id']} --reason …"
@@ -408,6 +408,11 @@ def decide_job(job_id: str, command: str, reason: str, url: str, key: str | None
         job = server.call("POST", *JOBS, job_id, command, json={"reason": reason})
     if as_json:
         print_json(job)
+    elif state_of(job) == "held" and get_in(job, "safety", "waits_for"):
+        print_line(
+            f"{job['id']}: released; its weights leave once the notary has signed that; wait for it with: tether jobs"
+            f" wait {job['id']}"
+        )
     elif state_of(job) == "held":
         print_line(
             f"{job['id']}: approved; the policy asks for another person's approval, by the same command"

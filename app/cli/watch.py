@@ -93,8 +93,8 @@ def waits_for_person(job: dict[str, Any]) -> bool:
 
 
 def is_held(job: dict[str, Any]) -> bool:
-    """Say whether the gate of its policy keeps what a job made."""
-    return state_of(job) == "held"
+    """Say whether the gate of its policy keeps what a job made, until a person says so. A release only waits for its signature."""
+    return state_of(job) == "held" and get_in(job, "safety", "waits_for") is None
 
 
 def has_paused(job: dict[str, Any]) -> bool:

@@ -49,7 +49,7 @@ def _adapter(facts: Facts) -> dict[str, Any]:
         "type": "machine-learning-model",
         "bom-ref": "adapter",
         "name": job["fine_tuned_model"] or job["id"],
-        "version": f"step {published['step']}" if published else "not published",
+        "version": _version(job, published),
         "description": f"LoRA adapter for {facts['base']['name']}",
         "modelCard": {
             "modelParameters": {
@@ -86,6 +86,14 @@ def _adapter(facts: Facts) -> dict[str, Any]:
             for name, digest in sorted(published["files"].items())
         ]
     return component
+
+
+def _version(job: Facts, published: Facts | None) -> str:
+    """Return which step the adapter is of, as far as the records that are left say."""
+    if published is not None:
+        return f"step {published['step']}"
+    # Of a job that succeeded the record was there, and so it was pruned.
+    return "not on record any more" if job["state"] == "succeeded" else "not published"
 
 
 def _components(facts: Facts) -> Iterator[dict[str, Any]]:

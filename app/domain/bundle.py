@@ -55,6 +55,8 @@ MAX_MEMBER_BYTES = {
     **dict.fromkeys(sorted(DOCUMENTS), 32 * 1024 * 1024),
     PROVENANCE: 1024 * 1024,
 }
+MAX_POLICY_BYTES = 65_536
+"""Of a policy that is parsed, which takes a time that grows faster than it does."""
 MAX_RATIO = 200
 """No member may be packed tighter. Real records shrink about tenfold; the worst bombs a thousandfold."""
 
@@ -209,12 +211,20 @@ class Bundle:
 
     def provenance(self) -> bytes | None:
         """Return the signed statement about the adapter, where the bundle has one."""
-        if PROVENANCE not in self.manifest.get("documents", {}):
+        return self._read_document(PROVENANCE)
+
+    def policy(self) -> bytes | None:
+        """Return the policy's text, where the bundle has it; of a long one the beginning, and more than MAX_POLICY_BYTES."""
+        return self._read_document(POLICY, MAX_POLICY_BYTES + 1)
+
+    def _read_document(self, name: str, most: int = -1) -> bytes | None:
+        if name not in self.manifest.get("documents", {}):
             return None
         try:
-            return self._archive.read(PROVENANCE)
+            with self._archive.open(name) as member:
+                return member.read(most)
         except DAMAGE as error:
-            raise _as_bundle_error(error, PROVENANCE) from error
+            raise _as_bundle_error(error, name) from error
 
     def risk_table(self) -> Iterator[bytes] | None:
         """Return the entries of the risk table in order, or None where the bundle has none."""
@@ -290,7 +300,13 @@ def _check_end_record(path: Path) -> None:
 
 
 def check_packing(info: zipfile.ZipInfo) -> None:
-    """Raise BundleError for a member that is longer packed than unpacked: zipfile would read all of it for a few bytes."""
+    """Raise BundleError for a member that is packed as no member of ours is.
+
+    One that is longer packed than unpacked zipfile would read whole for a few bytes; of what the other methods raise for
+    damaged bytes not all is in DAMAGE.
+    """
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BundleError(f"{info.filename[:80]!r} is packed by the unknown method {info.compress_type}")
     if info.compress_size > info.file_size + info.file_size // 1000 + 1024:
         raise BundleError(
             f"{info.filename[:80]!r} has {info.compress_size} bytes packed, and {info.file_size} unpacked"
@@ -302,8 +318,6 @@ def _check_member(info: zipfile.ZipInfo) -> None:
         raise BundleError(f"the bundle has the unknown member {info.orig_filename[:80]!r}")
     if info.flag_bits & 1:
         raise BundleError(f"{info.filename} is encrypted")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BundleError(f"{info.filename} is packed by the unknown method {info.compress_type}")
     check_packing(info)
     limit = MAX_MEMBER_BYTES[info.filename]
     if info.file_size > limit:

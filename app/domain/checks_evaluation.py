@@ -1,22 +1,27 @@
 """The check of evaluations on record: in their place, whole, and right in every number that follows from others.
 
-That the model gave these replies, and that a judge said so, is nobody's to prove from a record; that nothing was left
-out of what was asked for, and that no share, interval or difference was bent, is. Standard library only.
+That the model gave these replies, and that a judge said so, is nobody's to prove from a record. What is: that nothing
+was left out of what was done, and that shares and differences follow from the counts, and the intervals of shares too.
+The interval of a difference depends on the pairs, which are not on record: it follows from the counts and `correlation`,
+and `correlation` is a worker's claim, as the intervals of means are. Standard library only.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from app.domain.evaluation import (
     DECODINGS,
     KINDS_OF,
+    MIN_PROMPTS_OF_MEAN,
     NOT_MEASURED,
     OPTIONAL,
     TELLS,
     Measure,
     measure_difference,
     measure_share,
+    miss_prefixes,
 )
 from app.domain.leaf_schema import Leaf
 from app.domain.verification import Broken, JobSoFar, NotChecked, counted, ensured
@@ -92,6 +97,8 @@ def used_decodings(decoding: Leaf) -> list[str]:
 def _check_comparison(body: Leaf, each: Leaf) -> None:
     """Raise ValueError where a comparison is none that the evaluation can have, or its numbers contradict each other."""
     quantity, _, decoding = each["name"].partition(".")
+    if _is_missed(body, each):
+        return
     expected = (each["name"], each["judge"]) in set(expected_comparisons(body))
     if not expected and each["name"] not in OPTIONAL:
         raise ValueError("nothing of the kind was asked for")
@@ -113,6 +120,17 @@ def _check_comparison(body: Leaf, each: Leaf) -> None:
         _check_means(before, after, difference)
     else:
         _check_shares(before, after, difference, each["samples"], each["correlation"])
+
+
+def _is_missed(body: Leaf, each: Leaf) -> bool:
+    """Say whether a comparison is exactly what stands for beginnings that were asked for and not found."""
+    told = [judge["type"] for judge in body["judges"] if "attack_success" in TELLS[judge["type"]]]
+    return (
+        body["decoding"]["prefixes"] == 0
+        and body["prompts"]["harmful"] > 0
+        and each["judge"] in told
+        and each == asdict(miss_prefixes(each["judge"]))
+    )
 
 
 def _check_shares(
@@ -140,7 +158,7 @@ def _check_means(before: Measure, after: Measure, difference: Measure) -> None:
         numbers = (side.low, side.value, side.high)
         if side == NOT_MEASURED:
             continue
-        if side.count is not None or side.n < 1 or None in numbers:
+        if side.count is not None or side.n < MIN_PROMPTS_OF_MEAN or None in numbers:
             raise ValueError(f"{name} is no mean of {side.n} prompts")
         low, value, high = numbers
         if not ensured(low) <= ensured(value) <= ensured(high):
@@ -170,7 +188,7 @@ def _evaluation_at_end(job: JobSoFar) -> str:
     judges = ", ".join(judge["type"] for judge in body["judges"])
     return (
         f"{counted(len(body['comparisons']), 'comparison')} of {counted(sum(body['prompts'].values()), 'prompt')} of"
-        f" {body['suite']} by {judges}: nothing is missing, and every share, interval and difference follows from its counts"
+        f" {body['suite']} by {judges}: nothing is missing, and every share and difference follows from its counts"
     )
 
 

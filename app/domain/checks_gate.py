@@ -1,12 +1,16 @@
 """The check of the policy's gate: what its limits came to, and that no weights passed it that should not have.
 
 That the limits are those of the policy is shown by nothing but the policy itself, whose digest is on record; so is how
-good a critic was. Standard library only.
+good a critic was. Where the bundle has the policy, no job with a gate in it may have succeeded without one on record.
+Standard library only.
 """
 
+import json
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from app.domain.bundle import MAX_POLICY_BYTES, POLICY
 from app.domain.gate import (
     CRITIC_QUALITY,
     LIMITS,
@@ -126,9 +130,7 @@ def _check_end(job: JobSoFar) -> None:
 
 def _gate_at_end(job: JobSoFar) -> str:
     if job.gate_start is None:
-        raise NotChecked(
-            "no gate is on record: by its record the policy had none, or the job did not come to it"
-        )
+        raise NotChecked(_say_why_there_is_none(job))
     start, gate = job.gate_start, job.gate
     told = [f"at the start {start['verdict']}"]
     if start["floor"]:
@@ -141,6 +143,35 @@ def _gate_at_end(job: JobSoFar) -> str:
         held = "; HELD: who released or rejected it is in the installation's log"
     claims = "" if not _claims(gate) else f" ({' and '.join(_claims(gate))}: a claim of the worker's)"
     return f"{', '.join(told)}{_broken_in(gate)}{claims}{held}"
+
+
+def _say_why_there_is_none(job: JobSoFar) -> str:
+    """Return why no gate is on record. Raises Broken where the policy has one, and the job succeeded without it."""
+    text = job.policy
+    # Another policy than the one on record says nothing of this job, and fails the check of the documents.
+    if text is None or job.documents.get(POLICY) != ensured(job.created)["policy_sha256"]:
+        return "no gate is on record: by its record the policy had none, or the job did not come to it"
+    if len(text) > MAX_POLICY_BYTES:
+        return f"no gate is on record, and {POLICY} has more than {MAX_POLICY_BYTES} bytes, so that it was not read"
+    try:
+        has_gate = _has_gate(text)
+    except (ValueError, RecursionError) as error:
+        return f"no gate is on record, and {POLICY} cannot be read: {str(error)[:200]}"
+    if not has_gate:
+        return f"no gate is on record, and {POLICY} asks for none"
+    if job.end is not None and job.end["state"] == "succeeded":
+        raise Broken(
+            f"no gate is on record of a job that succeeded; {POLICY}, under which it was created, has one"
+        )
+    return f"no gate is on record: {POLICY} has one, and the job did not come to it"
+
+
+def _has_gate(policy: bytes) -> bool:
+    """Say whether a policy has a gate. Raises ValueError or RecursionError for one that cannot be read."""
+    text = policy.decode("utf-8")
+    # Policies of files are TOML, those that were stored by a request may be JSON; nothing is both.
+    found = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    return found.get("gate") is not None
 
 
 def _broken_in(body: Leaf) -> str:

@@ -4,19 +4,24 @@ Standard library only.
 """
 
 import hashlib
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from app.domain.bundle import DAMAGE, DERIVED, POLICY, PROVENANCE
 from app.domain.canary import parse_canary
 from app.domain.canonical import parse_canonical
+from app.domain.checks_files import hash_file, hash_members, read_adapter_manifest
 from app.domain.dsse import DsseError, Envelope, find_signers, key_id, parse_envelope
-from app.domain.provenance import ADAPTER_MANIFEST, KINDS, PAYLOAD_TYPE, format_statement, origin_of
+from app.domain.provenance import (
+    ADAPTER,
+    ADAPTER_MANIFEST,
+    KINDS,
+    PAYLOAD_TYPE,
+    format_statement,
+    origin_of,
+)
 from app.domain.verification import Broken, JobSoFar, NotChecked, ensured
-
-MAX_MANIFEST_BYTES = 1024 * 1024
 
 
 def _provenance_each(job: JobSoFar) -> None:
@@ -37,17 +42,70 @@ def _provenance_at_end(job: JobSoFar) -> str:
                 "the trust policy asks for a signed statement about the adapter; the bundle has none"
             )
         raise NotChecked("the bundle has no statement about an adapter")
+    envelope, statement, origin = _read(data)
+    _compare(job, statement, origin)
+    told = f"is what the records say{_describe(job)}"
+    return f"the statement is signed by {_signers(job, envelope, origin, told)}, and {told}"
+
+
+def check_without_records(job: JobSoFar) -> str:
+    """Check a statement of which the first and the last record are left, and hold the adapter against it alone."""
+    _check_policy(job)
+    envelope, statement, origin = _read(ensured(job.provenance))
+    try:
+        subjects = {each["name"]: each["digest"]["sha256"] for each in statement["subject"]}
+        build, details = (statement["predicate"][name] for name in ("buildDefinition", "runDetails"))
+        products = {each["name"]: each for each in details["byproducts"]}
+        found = {
+            "job": details["metadata"]["invocationId"],
+            "ledger": (products["ledger"]["digest"], products["ledger"]["annotations"]),
+            "spec and actor": build["externalParameters"],
+        }
+        saved = {name: each["digest"].get("sha256") for name, each in products.items()}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise Broken(f"{PROVENANCE}: the statement is not in its form") from error
+    manifest, created = job.manifest, ensured(job.created)
+    expected = {
+        "job": manifest["job"],
+        "ledger": (
+            {"tetherSha256": manifest["head"]},
+            {"size": manifest["size"], "root": manifest["root"]},
+        ),
+        "spec and actor": {"spec": created["spec"], "actor": created["actor"]},
+    }
+    wrong = [name for name, value in expected.items() if found[name] != value]
+    if wrong:
+        raise Broken(f"the statement is not what the records that are left say, in {', '.join(wrong)}")
+    if ensured(job.end)["state"] != "succeeded":
+        raise Broken(f"{PROVENANCE} is there, and the record is not one of a job that ended with an adapter")
+    adapter = "" if job.adapter is None else _compare_with_subjects(job.adapter, subjects, saved)
+    told = f"fits the records that are left{adapter}{_describe(job)}"
+    return f"the statement is signed by {_signers(job, envelope, origin, told)}, and {told}"
+
+
+def _compare_with_subjects(adapter: Path, subjects: Mapping[str, object], saved: Mapping[str, object]) -> str:
+    """Return what an adapter is by a statement. Raises Broken where it is nothing of what the statement names."""
+    digest = hash_file(adapter)
+    step = next((name for name, sha256 in saved.items() if sha256 == digest), None)
+    if digest != subjects.get(ADAPTER) and step is not None:
+        return f"; the zip is its {step}, not the adapter"
+    if digest != subjects.get(ADAPTER):
+        raise Broken(f"the zip's SHA-256 is {digest}; the statement is about {subjects.get(ADAPTER)}")
+    if hash_members(adapter) != {name: sha256 for name, sha256 in subjects.items() if name != ADAPTER}:
+        raise Broken("the zip has other files than the statement is about")
+    return "; the zip and its files are those that it is about"
+
+
+def _read(data: bytes) -> tuple[Envelope, Any, str]:
+    """Return an envelope, the statement in it, and the log that this names."""
     try:
         envelope = parse_envelope(data)
         if envelope.payload_type != PAYLOAD_TYPE:
             raise Broken(f"the payload is {envelope.payload_type[:80]!r}; expected {PAYLOAD_TYPE}")
         statement = parse_canonical(envelope.payload)
-        origin = origin_of(statement)
+        return envelope, statement, origin_of(statement)
     except ValueError as error:
         raise Broken(f"{PROVENANCE}: {error}") from error
-    _compare(job, statement, origin)
-    signers = _signers(job, envelope, origin)
-    return f"the statement is signed by {signers}, and is what the records say{_describe(job)}"
 
 
 def _compare(job: JobSoFar, statement: Any, origin: str) -> None:
@@ -64,11 +122,9 @@ def _compare(job: JobSoFar, statement: Any, origin: str) -> None:
         raise Broken(f"the statement is not what the records say, in {', '.join(wrong) or 'its form'}")
 
 
-def _signers(job: JobSoFar, envelope: Envelope, origin: str) -> str:
+def _signers(job: JobSoFar, envelope: Envelope, origin: str, told: str) -> str:
     if job.trust is None:
-        raise NotChecked(
-            f"the statement is what the records say{_describe(job)}; no trust policy was given that says whose signature counts"
-        )
+        raise NotChecked(f"the statement {told}; no trust policy was given that says whose signature counts")
     keys = job.trust.logs.get(origin)
     if keys is None:
         raise Broken(f"the statement is of the log {origin[:200]!r}, which the trust policy does not name")
@@ -99,10 +155,7 @@ def _check_manifest(job: JobSoFar, adapter: Path) -> None:
     if "canary" not in published:
         return
     try:
-        with zipfile.ZipFile(adapter) as archive:
-            if archive.getinfo(ADAPTER_MANIFEST).file_size > MAX_MANIFEST_BYTES:
-                raise Broken(f"{ADAPTER_MANIFEST} of the adapter is too large")
-            data = archive.read(ADAPTER_MANIFEST)
+        data = read_adapter_manifest(adapter)
         found = parse_canonical(data)
     except (*DAMAGE, KeyError) as error:
         raise Broken(f"{ADAPTER_MANIFEST} of the adapter cannot be read: {error}") from error

@@ -3,10 +3,12 @@
 What cannot be known without these records is not checked, and says so: `withheld` names those checks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from app.domain.bundle import CHECKPOINT
+from app.domain.checks_provenance import check_without_records
 from app.domain.installation_log import Checkpoint, parse_checkpoint
 from app.domain.merkle import leaf_hash, verify_inclusion
 from app.domain.note import split_note
@@ -49,6 +51,8 @@ class Withheld(NamedTuple):
     partly: frozenset[str] = frozenset()
     """Carried out on what is left: they may fail, and are not passed."""
     reason: str = ""
+    instead: Mapping[str, Callable[[JobSoFar], str]] = MappingProxyType({})
+    """What is carried out in the place of a check that needs them."""
 
 
 def withheld(job: JobSoFar) -> Withheld:
@@ -63,7 +67,9 @@ def withheld(job: JobSoFar) -> Withheld:
     reason = f"needs records that were pruned ({records}, by the log)"
     if job.pruning.pruning["scope"] == STEPS:
         return Withheld(_NEED_STEPS, _NEED_SOME, reason)
-    return Withheld(NOTHING_KNOWN.whole, reason=reason)
+    # The record of the adapter is gone; what the notary signed about it may be there.
+    instead = {"provenance": check_without_records} if job.provenance is not None else {}
+    return Withheld(NOTHING_KNOWN.whole, reason=reason, instead=instead)
 
 
 NOTHING_KNOWN = Withheld(

@@ -3,8 +3,10 @@
     training    6 · (N + A) · T  +  12 · L · H · S        reference    2 · N · T  +  4 · L · H · S
 
 N and A are the parameters of base and adapter, L and H its layers and hidden size, T the tokens that go through the model and S
-the sum of the squares of the lengths of their rows, for attention. It is an upper estimate: the backward pass through frozen
-weights needs 4 N, not 6 N. Evaluations, a live judge's answers and the critic are not in it, hence MARGIN. Standard library only.
+the sum of the squares of the lengths of their rows, for attention. Of these passes it is an upper estimate: the backward pass
+through frozen weights needs 4 N, not 6 N. Not in it are the run-level monitor's passes and those over validation data,
+evaluations, a live judge's answers and the critic, hence MARGIN; and the generations before, each of which has its own.
+Standard library only.
 """
 
 from collections.abc import Mapping

@@ -44,6 +44,8 @@ MAX_ANCHORS = 256
 
 MAX_PROMPTS = 10_000
 """Of an evaluation: each costs at least two replies."""
+MAX_ANSWER = 8_000
+"""Characters: every reply is compared with the answer word by word."""
 
 _CALL = '{"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{\\"city\\": \\"Rome\\"}"}}'
 _TOOL = '{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}'
@@ -628,6 +630,10 @@ def _check_prompt_row(number: int, row: Row) -> Iterator[Problem]:
         yield Problem(number, "$.kind", "wrong_prompt", found, f"one of {', '.join(KINDS)}")
     if "answer" in row:
         yield from _check_text(number, row, "answer")
+    answer = row.get("answer")
+    if isinstance(answer, str) and len(answer) > MAX_ANSWER:
+        found, expected = f"an answer of {len(answer)} characters", f"at most {MAX_ANSWER}"
+        yield Problem(number, "$.answer", "wrong_prompt", found, expected)
 
 
 # --- what rows share --------------------------------------------------------------------------------------

@@ -73,6 +73,9 @@ class Measure:
     """Replies that count, where the value is a share: value = count / (n · samples). None for means and differences."""
 
 
+MIN_PROMPTS_OF_MEAN = 2
+"""Of a single number a bootstrap knows no spread: its interval would be as certain as no other."""
+
 NOT_MEASURED = Measure(None, None, None, 0)
 """What stands where no prompt gave a number; never read it as 0."""
 
@@ -92,7 +95,7 @@ class Comparison:
     difference: Measure
     """After less before, on the prompts that both have."""
     samples: int | None
-    """Replies a prompt, of a share; None for a mean."""
+    """Replies a prompt, of a share; None for a mean, and for what could not be tried (`miss_prefixes`)."""
     correlation: float | None
     """`paired_correlation` of the shares: with it, the difference's interval can be computed again. None for a mean."""
     unjudged: int = 0
@@ -167,6 +170,15 @@ class EvaluationResult:
             each for each in self.comparisons if each.name == name and (judge is None or each.judge == judge)
         )
         return next(found, None)
+
+
+def miss_prefixes(judge: str) -> Comparison:
+    """Return that nothing was measured behind beginnings of the training data, which were asked for and not found.
+
+    No reply was drawn, so that none is unjudged.
+    """
+    nothing = (NOT_MEASURED, NOT_MEASURED, NOT_MEASURED)
+    return Comparison("attack_success.data_prefixes", judge, *nothing, None, None)
 
 
 def compare_shares(

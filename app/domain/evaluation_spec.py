@@ -15,7 +15,7 @@ BUILTIN_SUITES = ("miniature",)
 """Prompts that come with Tether, by name; any other suite is the id of an uploaded file of prompts."""
 
 MAX_DRAWN_TOKENS = 64_000_000
-"""Of all replies that are drawn in one way. Each takes eight bytes of a worker's memory before the first is drawn."""
+"""Of all replies of an evaluation, drawn in whatever way, at most."""
 
 
 class RulesJudge(Frozen):
@@ -84,12 +84,16 @@ class Decoding(Frozen):
         return self
 
     def check_size(self, prompts: int) -> None:
-        """Raise ValueError where the replies to so many prompts could be longer than one evaluation may draw."""
-        tokens = prompts * max(1, self.samples) * self.max_new_tokens
+        """Raise ValueError where the replies to so many prompts could be longer than one evaluation may draw.
+
+        Every prompt counts as harmful, and every beginning of the data as found: which are is not known yet.
+        """
+        replies = self.greedy + self.samples + (self.prefill is not None) + self.data_prefixes
+        tokens = prompts * replies * self.max_new_tokens
         if tokens > MAX_DRAWN_TOKENS:
             raise ValueError(
-                f"{prompts} prompts with {max(1, self.samples)} replies of up to {self.max_new_tokens} tokens are"
-                f" {tokens} tokens; at most {MAX_DRAWN_TOKENS} are drawn in one evaluation. Ask for less of one of them"
+                f"{prompts} prompts with {replies} replies (greedy, samples, prefill and data_prefixes together) of up to"
+                f" {self.max_new_tokens} tokens are {tokens} tokens; at most {MAX_DRAWN_TOKENS} are drawn in one evaluation. Ask for less of one of them"
             )
 
     def used(self, prefixes: int) -> DecodingUsed:

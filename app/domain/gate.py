@@ -46,6 +46,8 @@ ACTIONS = ("warn", "tighten", "pause", "hold", "fail")
 START_VERDICTS = ("pass", "warn", "tighten", "pause", "fail")
 VERDICTS = ("pass", "warn", "hold", "fail")
 """What comes of all limits together, the mildest first."""
+PASSING = ("pass", "warn")
+"""The verdicts with which weights may leave without a person's decision."""
 
 
 @dataclass(frozen=True, slots=True)

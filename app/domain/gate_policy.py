@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from app.domain.evaluation_spec import EvaluationSpec
 from app.domain.frozen import Frozen
-from app.domain.gate import LIMITS
+from app.domain.gate import CRITIC_QUALITY, LIMITS
 
 Action = Literal["warn", "tighten", "pause", "hold", "fail"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -103,6 +103,13 @@ class Gate(Frozen):
         """Return the limits that are set, by name, in the order of LIMITS."""
         found = {name: getattr(self, name) for name in LIMITS}
         return {name: limit for name, limit in found.items() if limit is not None}
+
+    def rests_on_critic(self) -> bool:
+        """Say whether a limit asks how good the critic is, or raises the KL weight: both are nothing where it steers nothing."""
+        limits = self.limits()
+        return not limits.keys().isdisjoint(CRITIC_QUALITY) or any(
+            limit.action == "tighten" for limit in limits.values()
+        )
 
     def list_limits(self) -> list[dict[str, Any]]:
         """Return the limits as plain JSON: limit, bound, action, beta_min."""

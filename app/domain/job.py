@@ -1,6 +1,8 @@
 """The states of work, the arrows between them, and the wire's word for each state."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 
 class WorkKind(StrEnum):
@@ -109,3 +111,8 @@ def model_name(base: str, suffix: str | None, job_id: str, *, step: int | None =
     """Return a tuned model's name in the wire's form, ft:base:organisation:suffix:id, of a checkpoint with its step."""
     name = f"ft:{base}:tether:{suffix or ''}:{job_id[-8:]}"
     return name if step is None else f"{name}:ckpt-step-{step}"
+
+
+def waits_for_its_release(state: str, args: Mapping[str, Any]) -> bool:
+    """Say whether people have released a held job, and only the signature on that is missing. `args` are its work's."""
+    return state == State.HELD and "release" in args

@@ -126,6 +126,10 @@ class SafetyPolicy(Frozen):
             if isinstance(safety, AdaptiveKL):
                 _check_risky_rows_reach(safety)
                 self._check_weights_are_bounded(safety)
+        elif self.gate is not None and self.gate.rests_on_critic():
+            _check_penalty(safety)
+            if isinstance(safety, AdaptiveKL):
+                self._check_weights_are_bounded(safety)
 
     def check_categories(self, safety: AnySafety) -> None:
         """Raise PolicyViolation where a category that this policy demands does not steer, or weighs too little.
@@ -162,8 +166,8 @@ class SafetyPolicy(Frozen):
         critic = safety.critic
         if isinstance(critic, CombinedCritic) and critic.rule == "weighted" and not self.category_weights:
             raise PolicyViolation(
-                "rule is 'weighted'; the operator's policy demands that risky rows get their KL weight and sets no"
-                " floor to the weights of critics, and so allows only 'max'",
+                "rule is 'weighted'; the operator's policy demands that risky rows get their KL weight, by a floor or by"
+                " its gate, and sets no floor to the weights of critics, and so allows only 'max'",
                 param="safety.critic.rule",
             )
 

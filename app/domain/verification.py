@@ -120,6 +120,8 @@ class JobSoFar:
 
     documents: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 of each further member of the bundle, which the members have been held against."""
+    policy: bytes | None = None
+    """The policy's text, where the bundle has it."""
     provenance: bytes | None = None
     """The signed statement about the adapter, where the bundle has it."""
     chronicle: Chronicle = field(default_factory=Chronicle)

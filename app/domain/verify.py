@@ -116,6 +116,7 @@ def _replay(
             job.held, job.must_have_ended = held, must_have_ended
             job.rows, job.dataset_key = rows, dataset_key
             job.documents, job.provenance = bundle.documents(), bundle.provenance()
+            job.policy = bundle.policy()
             return _check(job, bundle.leaves()), job
     except BundleError as error:
         unread = [Check(name, "not checked", "the bundle cannot be read") for name in CHECKS[1:]]
@@ -163,6 +164,8 @@ def _check(job: JobSoFar, leaves: Iterable[bytes]) -> Report:
         blocker = _is_blocked(name, outcomes)
         if name not in outcomes and blocker:
             outcomes[name] = Check(name, "not checked", f"the check {blocker!r} failed")
+        elif name not in outcomes and name in missing.instead:
+            _attempt(name, missing.instead[name], job, outcomes)
         elif name not in outcomes and name in missing.whole | missing.partly:
             outcomes[name] = Check(name, "not checked", missing.reason)
         elif name not in outcomes:

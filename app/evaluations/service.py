@@ -23,6 +23,7 @@ from app.jobs.lineage import TUNED
 from app.models.base import new_id, utc_now
 from app.models.evaluation import Evaluation
 from app.models.file import File
+from app.projects.service import get_project
 from app.settings import Settings
 from app.work import repository as work_repository
 from app.work import service as work_service
@@ -70,6 +71,8 @@ def create_evaluation(
 def _add_evaluation(
     session: Session, caller: Caller, body: EvaluationCreate, suite: File | None
 ) -> Evaluation:
+    # Locked first: two requests at once cannot both take the last place.
+    get_project(session, caller.project_id, lock=True)
     if repository.count_unfinished(session, caller.project_id) >= MAX_UNFINISHED:
         raise Conflict(
             f"{MAX_UNFINISHED} evaluations of this project are not finished; wait for one of them, or cancel it",

@@ -13,6 +13,7 @@ from app.domain.compute import compare_with_third, estimate_flops
 from app.domain.job import State
 from app.domain.ledger import peek_kind
 from app.domain.provenance import KINDS as PROVENANCE_KINDS
+from app.domain.retention import parse_pruning
 from app.domain.risk_curve import build_packed_curve
 from app.domain.safety_policy import digest_policy, read_policy_file
 from app.jobs import repository as jobs
@@ -26,6 +27,7 @@ from app.models.job import Checkpoint, Job
 from app.models.policy import Policy
 from app.models.tenancy import Span
 from app.notary import repository as notary
+from app.retention.repository import get_newest_done
 from app.settings import Settings
 
 CURVE_POINTS = 400
@@ -197,9 +199,10 @@ def describe_compute(
     steps = records["end"]["steps"] if records["end"] else 0
     flops = None
     if counted:
-        done = max(records["step_records"], steps)
+        done = max(records["step_records"] + count_pruned_steps(session, job), steps)
         flops = estimate_flops(counted, reference_passes=records["starts"], steps_done=done, steps=steps)
-    original = base.training_flops if base is not None else None
+    # Another model may have the name by now.
+    original = describe_base(records, base)["training_flops"]
     spent = func.sum(Span.until_ms - Span.started_ms)
     seconds = dict(
         session.execute(select(Span.queue, spent).where(Span.work_id == job.id).group_by(Span.queue)).all()
@@ -214,6 +217,12 @@ def describe_compute(
         "original_training_flops": original,
         "one_third_rule": compare_with_third(flops, original),
     }
+
+
+def count_pruned_steps(session: Session, job: Job) -> int:
+    """Return how many records of steps were pruned, those of attempts that were lost among them."""
+    pruned = get_newest_done(session, job.id)
+    return parse_pruning(pruned.pruning)["counts"].get("step", 0) if pruned is not None else 0
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

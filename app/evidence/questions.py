@@ -111,7 +111,12 @@ def _reaction(facts: Facts) -> str | None:
         else ""
     )
     beta = f"mean beta {job['beta_mean']:.3f}; " if job["beta_mean"] is not None else ""
-    return f"{rows}{beta}alpha, beta and KL of every step are on record; the check 'control law' computes alpha and beta again"
+    steps = (
+        "alpha, beta and KL of each step are not on record any more: the records of the steps were pruned"
+        if job["steps_pruned"]
+        else "alpha, beta and KL of every step are on record; the check 'control law' computes alpha and beta again"
+    )
+    return f"{rows}{beta}{steps}"
 
 
 def _monitor(facts: Facts) -> str | None:
@@ -165,10 +170,12 @@ def _interrupted(facts: Facts) -> str | None:
     if records["start"] is None:
         return None
     resumes = ", ".join(f"from step {each['from_step']}" for each in records["resumes"])
-    return (
-        f"resumes: {len(records['resumes'])}{f' ({resumes})' if resumes else ''}; checkpoints: {len(records['checkpoints'])};"
-        " the check 'attempts' finds every step exactly once"
+    steps = (
+        "the records of the steps were pruned, so that the check 'attempts' cannot count them any more"
+        if facts["job"]["steps_pruned"]
+        else "the check 'attempts' finds whether every step is there exactly once"
     )
+    return f"resumes: {len(records['resumes'])}{f' ({resumes})' if resumes else ''}; checkpoints: {len(records['checkpoints'])}; {steps}"
 
 
 def _file(facts: Facts) -> str | None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from app.auth import Caller
@@ -10,11 +10,13 @@ from app.domain.job import TERMINAL, State
 from app.domain.ledger import digest_of
 from app.errors import Conflict, Gone, InvalidRequest, NotFound
 from app.files import repository
-from app.files.service import DATA, TRAINING
+from app.files.service import DATA, TRAINING, check_unneeded
 from app.models.base import utc_now
 from app.models.file import File
+from app.models.upload import Upload
 from app.notary.repository import add_event
-from app.retention.repository import find_hold_on_file, list_reports_on
+from app.projects.repository import get_project
+from app.retention.repository import list_reports_on
 
 ERASED_EVENT = "dataset.erased"
 KEY_READ_EVENT = "dataset.key_read"
@@ -27,6 +29,8 @@ def erase_file(session: Session, caller: Caller, file_id: str) -> dict[str, Any]
 
     Raises NotFound, InvalidRequest for files that are no data, and Conflict while something needs it or a legal hold keeps it.
     """
+    # Whoever places a hold locks the project too, and so comes before this or after it.
+    get_project(session, caller.project_id, lock=True)
     file = _find(session, caller, file_id)
     if file.purpose not in (TRAINING, DATA):
         raise InvalidRequest(
@@ -62,16 +66,17 @@ def _find(session: Session, caller: Caller, file_id: str) -> File:
 
 
 def _check_free(session: Session, file: File) -> None:
-    hold = find_hold_on_file(session, file.project_id, file.id)
-    if hold is not None:
-        raise Conflict(
-            f"the legal hold {hold.id} keeps {file.id} as it is; ask the operator, who can end it with: tether ledger release",
-            code="legal_hold",
-        )
+    check_unneeded(session, file)
     job_id = repository.find_unfinished_job(session, file.id)
     if job_id is not None:
         raise Conflict(
             f"the job {job_id} still needs the file {file.id}; cancel the job, or erase the file when it has ended",
+            code="file_in_use",
+        )
+    evaluation_id = repository.find_evaluation_on(session, file)
+    if evaluation_id is not None:
+        raise Conflict(
+            f"the evaluation {evaluation_id} reads {file.id}; cancel it, or erase the file when it has ended",
             code="file_in_use",
         )
     made = [
@@ -91,6 +96,7 @@ def _erase(session: Session, file: File) -> None:
     now = utc_now()
     file.commitment_key = b""
     file.filename = ERASED_NAME
+    session.execute(update(Upload).where(Upload.file_id == file.id).values(filename=ERASED_NAME))
     file.status_details = file.findings = None
     file.deleted_at = file.deleted_at or now
     file.erased_at = now
@@ -113,4 +119,6 @@ def _describe(session: Session, file: File) -> dict[str, Any]:
         "same_bytes": repository.list_twins(session, file),
         "derived_files": repository.list_derived(session, file),
         "models": repository.list_models_of(session, file),
+        "later_models": repository.list_later_models(session, file),
+        "replies_files": repository.list_replies_on(session, file),
     }

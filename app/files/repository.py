@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import ColumnElement, and_, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.domain.job import RECORDED, TERMINAL, State
 from app.models.base import utc_now
 from app.models.base_model import Critic
+from app.models.evaluation import Evaluation
 from app.models.file import File
 from app.models.job import Checkpoint, Job
 from app.models.safety_set import SafetySet
 from app.models.upload import Upload, UploadPart
 from app.models.work import Work
 from app.pages import unknown_cursor
+from app.policies.repository import list_suites
+from app.retention.repository import is_held_file, is_held_job
 
 
 def _is_there() -> ColumnElement[bool]:
@@ -67,11 +70,12 @@ def list_files(
 
 
 def find_unfinished_job(session: Session, file_id: str) -> str | None:
-    """Return a job that has not ended and learns from this file, or is validated by it."""
+    """Return a job that has not ended and learns from this file, is validated by it, or has a gate that evaluates with it."""
+    suite = Job.gate[("evaluation", "suite")].as_string()
     return session.scalars(
         select(Job.id)
         .join(Job.work)
-        .where(or_(Job.training_file == file_id, Job.validation_file == file_id))
+        .where(or_(Job.training_file == file_id, Job.validation_file == file_id, suite == file_id))
         .where(Work.state.not_in(RECORDED))
         .limit(1)
     ).one_or_none()
@@ -97,19 +101,84 @@ def list_derived(session: Session, file: File) -> Sequence[str]:
     ).all()
 
 
-def list_models_of(session: Session, file: File) -> Sequence[str]:
-    """Return the models that learnt from a file, or were chosen by it, and were not deleted."""
-    found = session.scalars(
-        select(Job.fine_tuned_model)
-        .where(or_(Job.training_file == file.id, Job.validation_file == file.id))
-        .where(Job.fine_tuned_model.is_not(None), Job.model_deleted_at.is_(None))
-        .order_by(Job.created_at, Job.id)
+def list_models_of(session: Session, file: File) -> list[str]:
+    """Return the models and named checkpoints that learnt from a file, or were chosen by it, and were not deleted."""
+    return _list_models(session, _list_jobs_on(session, file))
+
+
+def list_later_models(session: Session, file: File) -> list[str]:
+    """Return the project's models and named checkpoints that went on from what learnt from a file."""
+    first = _list_jobs_on(session, file)
+    later = session.execute(
+        select(Job.id, Job.lineage).where(Job.project_id == file.project_id, Job.parent_sha256.is_not(None))
     )
-    return [model for model in found if model]
+    return _list_models(
+        session,
+        [
+            job_id
+            for job_id, lineage in later
+            if job_id not in first and any(each["job"] in first for each in lineage or [])
+        ],
+    )
 
 
-def _is_over() -> ColumnElement[bool]:
-    """Say of a file that it has expired, is not marked as deleted yet, and is no loss to a job that has begun."""
+def list_replies_on(session: Session, file: File) -> Sequence[str]:
+    """Return the replies of evaluations that put a file's rows to a model: as prompts, or their beginnings before some."""
+    replies = _evaluations_on(file).with_only_columns(Evaluation.replies_file)
+    return session.scalars(
+        select(File.id)
+        .where(File.id.in_(replies), File.deleted_at.is_(None))
+        .order_by(File.created_at, File.id)
+    ).all()
+
+
+def find_evaluation_on(session: Session, file: File) -> str | None:
+    """Return an evaluation that has not ended and puts a file's rows to a model."""
+    return session.scalars(
+        _evaluations_on(file).join(Evaluation.work).where(Work.state.not_in(TERMINAL)).limit(1)
+    ).one_or_none()
+
+
+def _evaluations_on(file: File) -> Select[str]:
+    prefixes = Evaluation.request[("decoding", "data_prefixes")].as_integer()
+    return (
+        select(Evaluation.id)
+        .outerjoin(Job, Job.id == Evaluation.job_id)
+        .where(
+            or_(
+                Evaluation.request["suite"].as_string() == file.id,
+                and_(Job.training_file == file.id, prefixes > 0),
+            )
+        )
+    )
+
+
+def _list_jobs_on(session: Session, file: File) -> Sequence[str]:
+    return session.scalars(
+        select(Job.id).where(or_(Job.training_file == file.id, Job.validation_file == file.id))
+    ).all()
+
+
+def _list_models(session: Session, job_ids: Sequence[str]) -> list[str]:
+    models = session.execute(
+        select(Job.fine_tuned_model, Job.created_at).where(
+            Job.id.in_(job_ids), Job.fine_tuned_model.is_not(None), Job.model_deleted_at.is_(None)
+        )
+    )
+    checkpoints = session.execute(
+        select(Checkpoint.name, Checkpoint.created_at)
+        .where(Checkpoint.job_id.in_(job_ids), Checkpoint.name.is_not(None))
+        .where(Checkpoint.model_deleted_at.is_(None), Checkpoint.adapter_sha256.is_not(None))
+    )
+    found = [(created_at, name) for name, created_at in (*models, *checkpoints)]
+    return [name for _, name in sorted(found)]
+
+
+def _is_over(session: Session) -> ColumnElement[bool]:
+    """Say of a file that it has expired, is not marked as deleted yet, and that nothing keeps it.
+
+    A job that has begun does, a policy whose gate evaluates with it, and a legal hold.
+    """
     needed = (
         select(Job.id)
         .join(Job.work)
@@ -117,29 +186,35 @@ def _is_over() -> ColumnElement[bool]:
         .where(Work.started_at.is_not(None), Work.state.not_in(TERMINAL))
         .exists()
     )
-    return and_(File.deleted_at.is_(None), File.expires_at <= utc_now(), ~needed)
+    return and_(
+        File.deleted_at.is_(None),
+        File.expires_at <= utc_now(),
+        File.id.not_in(list_suites(session)),
+        ~needed,
+        ~is_held_file(),
+    )
 
 
 def has_expired(session: Session) -> bool:
     """Say whether `delete_expired` has anything to do."""
-    return session.scalars(select(File.id).where(_is_over()).limit(1)).one_or_none() is not None
+    return session.scalars(select(File.id).where(_is_over(session)).limit(1)).one_or_none() is not None
 
 
 def delete_expired(session: Session) -> None:
-    """Mark every file that has expired as deleted, but for those that a job which has begun goes on with."""
+    """Mark every file that has expired as deleted, but for those that something keeps."""
     session.execute(
         update(File)
-        .where(_is_over())
+        .where(_is_over(session))
         .values(deleted_at=utc_now())
         .execution_options(synchronize_session=False)
     )
 
 
 def list_deleted(session: Session, before: datetime) -> Sequence[File]:
-    """Return the files that were deleted before a time and still have their bytes."""
+    """Return the files that were deleted before a time, still have their bytes, and are not under a legal hold."""
     return session.scalars(
         select(File)
-        .where(File.deleted_at < before, File.bytes_removed_at.is_(None))
+        .where(File.deleted_at < before, File.bytes_removed_at.is_(None), ~is_held_file())
         .order_by(File.deleted_at)
     ).all()
 
@@ -152,9 +227,17 @@ def is_adapter(session: Session, sha256: str) -> bool:
 
 
 def is_in_use(session: Session, sha256: str) -> bool:
-    """Say whether anything needs these bytes: a file or a part of one, weights, a safety set, a critic, its fit."""
+    """Say whether anything needs these bytes.
+
+    A file or a part of one, weights, a safety set, a critic, its fit, a policy's gate, and a legal hold.
+    """
     for query in (
         select(File.id).where(File.sha256 == sha256, File.deleted_at.is_(None)),
+        select(File.id).where(File.sha256 == sha256, or_(File.id.in_(list_suites(session)), is_held_file())),
+        select(Job.id).where(Job.adapter_sha256 == sha256, is_held_job()),
+        select(Checkpoint.id)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(Checkpoint.adapter_sha256 == sha256, is_held_job()),
         select(UploadPart.id)
         .join(Upload, Upload.id == UploadPart.upload_id)
         .where(UploadPart.sha256 == sha256, Upload.status == "pending"),

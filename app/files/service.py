@@ -24,7 +24,10 @@ from app.errors import (
 from app.files import repository
 from app.models.base import new_id, utc_now
 from app.models.file import File
+from app.models.retention import LegalHold
+from app.policies.repository import find_policy_with
 from app.quotas.service import take_storage
+from app.retention.repository import find_hold_on_file
 from app.settings import Settings
 from app.work import repository as work_repository
 
@@ -212,8 +215,14 @@ def get_file(session: Session, project_id: str, file_id: str) -> File:
 
 
 def delete_file(session: Session, project_id: str, file_id: str) -> None:
-    """Forget a file; its bytes go a while later. Raises Conflict while a job that has not ended needs it."""
+    """Forget a file; its bytes go a while later.
+
+    Raises Conflict while a job that has not ended needs it, a policy names it, or a legal hold keeps it.
+    """
     file = get_file(session, project_id, file_id)
+    # Whoever stores a policy that names it locks it too: it comes before all of this or after it.
+    session.refresh(file, with_for_update=True)
+    check_unneeded(session, file)
     job_id = repository.find_unfinished_job(session, file_id)
     if job_id is not None:
         raise Conflict(
@@ -221,6 +230,28 @@ def delete_file(session: Session, project_id: str, file_id: str) -> None:
             code="file_in_use",
         )
     file.deleted_at = utc_now()
+
+
+def check_unneeded(session: Session, file: File) -> None:
+    """Raise Conflict where a legal hold keeps a file, or the gate of a stored policy evaluates with it."""
+    hold = find_hold_on_file(session, file.id)
+    if hold is not None:
+        raise refuse_held(hold, file.id)
+    policy = find_policy_with(session, file.id)
+    if policy is not None:
+        raise Conflict(
+            f"the gate of the policy {policy.name!r}, version {policy.version} ({policy.id}), evaluates with the prompts in"
+            f" {file.id}; a stored policy stays as it is, and so do they",
+            code="file_in_use",
+        )
+
+
+def refuse_held(hold: LegalHold, what: str) -> Conflict:
+    """Return the error for whoever would remove what a legal hold keeps."""
+    return Conflict(
+        f"the legal hold {hold.id} keeps {what} as it is; ask the operator, who can end it with: tether ledger release",
+        code="legal_hold",
+    )
 
 
 def delete_expired(database: Database) -> None:
@@ -233,14 +264,16 @@ def delete_expired(database: Database) -> None:
 
 
 def remove_deleted_bytes(database: Database, settings: Settings) -> None:
-    """Let go the bytes of files that were deleted a while ago, unless something else has the same ones."""
+    """Let go the bytes of files that were deleted a while ago, unless something else has the same ones or a hold keeps them."""
     grace = timedelta(seconds=settings.deletion_grace_s)
     with read_only(database) as session:
         deleted = [(file.id, file.sha256) for file in repository.list_deleted(session, utc_now() - grace)]
     for file_id, sha256 in deleted:
         if let_go(database, settings, sha256):
             with unit_of_work(database) as session:
-                session.get_one(File, file_id).bytes_removed_at = utc_now()
+                # What is held by now was in use, and is looked at again when the hold has ended.
+                if find_hold_on_file(session, file_id) is None:
+                    session.get_one(File, file_id).bytes_removed_at = utc_now()
 
 
 def let_go(database: Database, settings: Settings, sha256: str) -> bool:

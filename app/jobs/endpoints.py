@@ -177,7 +177,7 @@ def resume_job(caller: CallerDep, session: SessionDep, job_id: str) -> dict[str,
 
 @router.post("/{job_id}/release", dependencies=[needs(Scope.JOBS_RELEASE)])
 def release_job(caller: CallerDep, session: SessionDep, job_id: str, body: Decision) -> dict[str, Any]:
-    """Approve the release of a held job; with the last approval that its policy asks for, it has succeeded."""
+    """Approve the release of a held job; with the last one needed it succeeds as soon as that is signed."""
     job = service.get_job(session, caller.project_id, job_id)
     approval.release_job(session, caller, job, body.reason)
     return job_to_wire(job, service.get_job_critics(session, job))

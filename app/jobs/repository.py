@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from sqlalchemy import ColumnElement, Text, bindparam, cast, delete, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from app.domain.ledger import parse_leaf
+from app.domain.ledger import kind_of, parse_leaf
 from app.domain.risk_curve import pack_steps
 from app.models.base import new_id, utc_now
 from app.models.job import Checkpoint, CurvePiece, Event, Job, LedgerLeaf, Step
@@ -16,6 +16,8 @@ from app.pages import unknown_cursor
 
 STEPS_A_PIECE = 512
 """A reader parses at most so many records; the steps before them are packed."""
+LAST_LEAVES = 8
+"""The last leaves of a job that was published are eval, gate, adapter.published and job.end."""
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> Job | None:
@@ -295,3 +297,17 @@ def has_started(session: Session, job_id: str) -> bool:
 def load_created_record(session: Session, job_id: str) -> dict[str, Any]:
     """Return the first record of a job's ledger."""
     return parse_leaf(session.get_one(LedgerLeaf, (job_id, 0)).leaf)
+
+
+def load_gate_record(session: Session, work: Work) -> dict[str, Any] | None:
+    """Return what the record of a job that has ended says of its policy's gate; None where it says nothing.
+
+    It stands right before what is published, so that the steps need not be read.
+    """
+    leaves = session.scalars(
+        select(LedgerLeaf.leaf)
+        .where(LedgerLeaf.work_id == work.id, LedgerLeaf.seq >= work.ledger_size - LAST_LEAVES)
+        .order_by(LedgerLeaf.seq)
+    )
+    found = [record["body"] for record in map(parse_leaf, leaves) if kind_of(record) == "gate"]
+    return dict(found[-1]) if found else None

@@ -8,13 +8,15 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from app.domain.control_law import is_protected
 from app.domain.frozen import Frozen
-from app.domain.job import WIRE_STATUS, State
+from app.domain.gate import PASSING
+from app.domain.job import WIRE_STATUS, State, waits_for_its_release
 from app.domain.safety_spec import DEFAULT_CATEGORY, Safety, safety_from_preset
 from app.domain.training_spec import Hyperparameters, Method, TrainingOptions
 from app.integrations.schemas import Integration
 from app.models.base_model import Critic
 from app.models.evaluation import Evaluation
 from app.models.job import Checkpoint, Event, Job
+from app.models.work import Work
 
 ORGANISATION = "org-tether"
 
@@ -98,7 +100,7 @@ def job_to_wire(job: Job, fitted: Sequence[Critic]) -> dict[str, Any]:
             "state": state,
             "gate": gate_to_wire(job),
             "pause_reason": work.args.get("pause", {}).get("reason"),
-            "waits_for": (work.turn or {}).get("waits_for") if state in _WAITING else None,
+            "waits_for": _waits_for(work),
             "protected": is_protected(safety),
             "risk_mean": job.risk_mean,
             "beta_mean": job.beta_mean,
@@ -124,7 +126,7 @@ def gate_to_wire(job: Job) -> dict[str, Any] | None:
         return None
     found = job.gate_result or {}
     # Only what is held is ever decided about by people.
-    decisions = job.decisions if found.get("verdict") == "hold" else []
+    decisions = [] if found.get("verdict") in (*PASSING, "fail") else job.decisions
     return {
         "policy": job.gate["policy"],
         "second_person": job.gate["second_person"],
@@ -142,6 +144,13 @@ def gate_to_wire(job: Job) -> dict[str, Any] | None:
             for each in decisions
         ],
     }
+
+
+def _waits_for(work: Work) -> str | None:
+    if waits_for_its_release(work.state, work.args):
+        return "the notary's signature on its release"
+    found: str | None = (work.turn or {}).get("waits_for") if work.state in _WAITING else None
+    return found
 
 
 _WAITING = (State.QUEUED, State.SIGNING)

@@ -32,6 +32,7 @@ from app.models.file import File
 from app.models.job import Job
 from app.models.safety_set import SafetySet
 from app.models.work import Work
+from app.notary.repository import add_event
 from app.policies.service import pin_gate
 from app.quotas.service import take_place_in_queue
 from app.settings import Settings
@@ -253,7 +254,9 @@ def resume_job(session: Session, caller: Caller, job_id: str) -> Job:
     asked = work.args.get("pause")
     if asked and asked["by"] == GATE:
         require(caller, Scope.JOBS_RELEASE)
-        check_other_person(session, caller, job)
+        check_other_person(session, caller, job, needs=(Scope.JOBS_RELEASE, Scope.JOBS_WRITE))
+        if "resumed_by" not in asked:
+            add_event(session, "job.pause.approved", actor=caller.key_id, subject=job.id)
     if state is State.PAUSED:
         if not work_repository.take_over(session, work):
             raise Conflict(f"the job {job.id} is just being changed; send the resume again")

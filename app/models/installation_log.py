@@ -87,7 +87,10 @@ class Anchor(Base):
 
 
 class NotaryRefusal(Base):
-    """That the notary signs nothing, and why. There is a row while it is so, and one at most."""
+    """That the notary signs nothing, and why: of number 1 while it signs nothing at all, of any other one about one job.
+
+    The reason of the others begins with the job's id (`notary.repository.OF_A_JOB`).
+    """
 
     __tablename__ = "notary_refusals"
 

@@ -30,6 +30,8 @@ WEBHOOK = "webhook"
 POLL_S = 1.0
 LONGEST_PAUSE_MS = 10 * 60 * 1000
 """A receiver that is back should not wait longer for what proves the most when it is new."""
+LEASE_MARGIN_S = 30.0
+"""What an attempt may need beside the receiver's answer. Whoever dies while sending delays the next attempt by no more."""
 LATE_AFTER_S = 600.0
 """A checkpoint that is outside by then is nothing to worry about; with a longer interval, twice that."""
 
@@ -112,7 +114,7 @@ def find_standing(session: Session) -> Standing:
 
 def _claim(session: Session, settings: Settings) -> bool:
     """Take the next attempt for the time that it may need; False where it is not due, or somebody else has it."""
-    lease_ms = int((settings.webhook_timeout_s + settings.anchor_interval_s) * 1000)
+    lease_ms = int((settings.webhook_timeout_s + LEASE_MARGIN_S) * 1000)
     taken = session.execute(
         update(Anchor)
         .where(Anchor.name == WEBHOOK, Anchor.next_at_ms <= now_ms())

@@ -22,7 +22,8 @@ LogNumber = Annotated[int, Path(ge=1, lt=2**31)]
 NOT_SIGNED = "try again after TETHER_HEAD_INTERVAL_S; if it stays so, /readyz and the notary's log say why"
 
 
-@router.get("/log/checkpoint", dependencies=[needs(Scope.AUDIT_READ)])
+# An auditor's key has one of the two: a project's own, or the one that reads the whole log.
+@router.get("/log/checkpoint", dependencies=[needs(Scope.AUDIT_READ, Scope.LOG_READ)])
 def retrieve_checkpoint(session: ReadSessionDep) -> Response:
     """Return the newest signed checkpoint of the installation's log, as a C2SP note. Keep copies of it elsewhere."""
     log = repository.get_log(session)
@@ -30,7 +31,7 @@ def retrieve_checkpoint(session: ReadSessionDep) -> Response:
 
 
 # A log of before a fork keeps its number and its tiles, so that what is cached of them stays right for ever.
-@router.get("/log/{log_number}/checkpoint", dependencies=[needs(Scope.AUDIT_READ)])
+@router.get("/log/{log_number}/checkpoint", dependencies=[needs(Scope.AUDIT_READ, Scope.LOG_READ)])
 def retrieve_log_checkpoint(session: ReadSessionDep, log_number: LogNumber) -> Response:
     """Return the newest signed checkpoint of one log: 1 is the first, and every fork has the next number."""
     return _send_checkpoint(repository.get_checkpoint(session, log_number))

@@ -1,6 +1,6 @@
 """Queries of the installation's log."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
-from app.domain.installation_log import build_event
+from app.domain.installation_log import build_event, parse_log_leaf
 from app.domain.job import RECORDED, State, WorkKind
 from app.models.attestation import Attestation
 from app.models.base import now_ms, utc_now
@@ -29,8 +29,14 @@ COMMAND_LINE = "command-line"
 """Who acts where an operator uses the machine itself, and no key."""
 START = "start"
 """Who acts where a process does it when it starts."""
+RELEASED = "job.released"
+"""The act by which a held job's weights may leave."""
 LOCK = 0x7E7E_106
 """The advisory lock of whoever writes the log."""
+OF_EVERYTHING = 1
+"""The number of the refusal to sign anything; those of single jobs have others."""
+OF_A_JOB = ": "
+"""What divides the job from the reason where a refusal is of one job."""
 
 
 class DueHead(NamedTuple):
@@ -40,6 +46,13 @@ class DueHead(NamedTuple):
     size: int
     state: str
     previous: int | None
+
+
+class JobRefusal(NamedTuple):
+    """That the notary signs nothing about one job."""
+
+    since: datetime
+    reason: str
 
 
 def lock_log(session: Session) -> None:
@@ -124,10 +137,13 @@ def take_download(session: Session, key_id: str, sha256: str, window_ms: int) ->
     return session.execute(taken).one_or_none() is not None
 
 
-def is_in_log(session: Session, log: int, subject: str) -> bool:
-    """Say whether an act on this subject is in a log. The bytes are searched as they are, because all of them are canonical."""
+def is_in_log(session: Session, log: int, subject: str, *, end: int | None = None) -> bool:
+    """Say whether an act on this subject is in a log, or among its first `end` leaves.
+
+    The bytes are searched as they are, because all of them are canonical.
+    """
     wanted = b'"subject":"%s"' % subject.encode()
-    return any(wanted in leaf for leaf in iterate_log(session, log))
+    return any(wanted in leaf for leaf in iterate_log(session, log, end=end))
 
 
 def is_known_subject(session: Session, log: int, subject: str) -> bool:
@@ -206,11 +222,39 @@ def list_heads(session: Session, log: int, work_id: str) -> Sequence[LogHead]:
     ).all()
 
 
+def get_signed_head(session: Session, log: int, work_id: str) -> bytes | None:
+    """Return the leaf of a job's newest head that is under a signed checkpoint of a log."""
+    checkpoint = get_checkpoint(session, log)
+    return session.scalars(
+        select(LogLeaf.leaf)
+        .join(LogHead, and_(LogHead.log == LogLeaf.log, LogHead.index == LogLeaf.index))
+        .where(LogHead.log == log, LogHead.work_id == work_id)
+        .where(LogHead.index < (checkpoint.size if checkpoint else 0))
+        .order_by(LogHead.size.desc())
+        .limit(1)
+    ).one_or_none()
+
+
 def get_checkpoint(session: Session, log: int) -> LogCheckpoint | None:
     """Return the newest signed checkpoint of a log."""
     return session.scalars(
         select(LogCheckpoint).where(LogCheckpoint.log == log).order_by(LogCheckpoint.size.desc()).limit(1)
     ).one_or_none()
+
+
+def is_release_signed(session: Session, event: int, job_id: str) -> bool:
+    """Say whether the act of this number is the release of a job, and under a signed checkpoint."""
+    leaf = session.scalars(
+        select(LogLeaf.leaf)
+        .join(LogEvent, and_(LogEvent.log == LogLeaf.log, LogEvent.leaf == LogLeaf.leaf))
+        .join(LogCheckpoint, and_(LogCheckpoint.log == LogLeaf.log, LogCheckpoint.size > LogLeaf.index))
+        .where(LogEvent.number == event)
+        .limit(1)
+    ).one_or_none()
+    if leaf is None:
+        return False
+    record = parse_log_leaf(leaf)
+    return (record.get("event"), record.get("subject")) == (RELEASED, job_id)
 
 
 def list_signers(session: Session) -> dict[str, list[str]]:
@@ -229,25 +273,59 @@ def list_signers(session: Session) -> dict[str, list[str]]:
 
 def note_refusal(session: Session, reason: str) -> None:
     """Note that the notary signs nothing; since when, only the first of several says."""
-    known = session.get(NotaryRefusal, 1)
+    known = session.get(NotaryRefusal, OF_EVERYTHING)
     if known is None:
-        session.add(NotaryRefusal(number=1, since=utc_now(), reason=reason))
+        session.add(NotaryRefusal(number=OF_EVERYTHING, since=utc_now(), reason=reason))
     else:
         known.reason = reason
 
 
 def take_back_refusal(session: Session) -> None:
     """Note that the notary signs."""
-    session.execute(delete(NotaryRefusal))
+    session.execute(delete(NotaryRefusal).where(NotaryRefusal.number == OF_EVERYTHING))
 
 
 def get_refusal(session: Session) -> NotaryRefusal | None:
     """Return since when the notary signs nothing, and why; None where it does, or where there is none to say so."""
-    return session.get(NotaryRefusal, 1)
+    return session.get(NotaryRefusal, OF_EVERYTHING)
 
 
-def mark_sequenced(session: Session, events: Sequence[LogEvent], log: int) -> None:
-    """Say that these acts are in the log."""
-    session.execute(
-        update(LogEvent).where(LogEvent.number.in_([event.number for event in events])).values(log=log)
+def note_refused_jobs(session: Session, reasons: Mapping[str, str]) -> None:
+    """Note about which jobs the notary signs nothing, and why; what was noted of others is taken back."""
+    rows = session.scalars(_REFUSED_JOBS).all()
+    wanted = {f"{work_id}{OF_A_JOB}{reason}" for work_id, reason in reasons.items()}
+    for row in rows:
+        if row.reason not in wanted:
+            session.delete(row)
+    last = max([OF_EVERYTHING, *(row.number for row in rows)])
+    for number, reason in enumerate(sorted(wanted - {row.reason for row in rows}), last + 1):
+        session.add(NotaryRefusal(number=number, since=utc_now(), reason=reason))
+
+
+def list_refused_jobs(session: Session) -> dict[str, JobRefusal]:
+    """Return the jobs about which the notary signs nothing, and since when and why."""
+    found = {}
+    for row in session.scalars(_REFUSED_JOBS):
+        work_id, _, reason = row.reason.partition(OF_A_JOB)
+        found[work_id] = JobRefusal(row.since, reason)
+    return found
+
+
+_REFUSED_JOBS = (
+    select(NotaryRefusal).where(NotaryRefusal.number != OF_EVERYTHING).order_by(NotaryRefusal.number)
+)
+
+
+def take_pending_events(session: Session, log: int) -> list[bytes]:
+    """Say of the acts that are in no log yet that they are in this one; return their leaves in the order of the acts.
+
+    It is one statement, so that an act whose transaction ends meanwhile stays for the next time.
+    """
+    taken = session.execute(
+        update(LogEvent)
+        .where(LogEvent.log.is_(None))
+        .values(log=log)
+        .returning(LogEvent.number, LogEvent.leaf)
+        .execution_options(synchronize_session=False)
     )
+    return [leaf for _, leaf in sorted((number, leaf) for number, leaf in taken)]

@@ -32,6 +32,7 @@ from app.models.base import new_id, now_ms, utc_now
 from app.models.installation_log import InstallationLog, LogCheckpoint, LogHead, LogLeaf
 from app.notary import keyfile, repository
 from app.notary.attestations import attest_adapters
+from app.notary.refusals import RefusedJobs
 from app.settings import Settings
 from app.work.repository import record_worker
 
@@ -44,6 +45,7 @@ SIGN_OF_LIFE_S = 5.0
 AFTER_REFUSAL_S = 5.0
 OPERATOR_AT_THE_MACHINE = "command-line"
 KEY_ROTATE = "key.rotate"
+LOG_FORK = "log.fork"
 SWEEP_S = 600.0
 """Jobs that ended long ago are looked at this often, for the case that one was missed."""
 
@@ -62,7 +64,7 @@ class Notary:
         """What was signed last when the tree was compared with it."""
         self._tree = RootBuilder()
         self._swept_at = -math.inf
-        self._unattestable: set[str] = set()
+        self._refused = RefusedJobs()
         self._ledgers: dict[str, RootBuilder] = {}
         """The trees of jobs that have not ended, so that a head costs only the records since the last one."""
         with unit_of_work(database) as session:
@@ -128,7 +130,8 @@ class Notary:
             new = self._sequence(session)
         self._sign()
         signer = verifier_key(self._log.origin, self._key)
-        attest_adapters(self._database, self._log.origin, signer, self._key.sign, self._unattestable)
+        attest_adapters(self._database, self._log, signer, self._key.sign, self._refused)
+        self._refused.note(self._database)
         return new
 
     def _catch_up(self, session: Session) -> None:
@@ -146,12 +149,19 @@ class Notary:
 
     def _sequence(self, session: Session) -> int:
         number, start = self._log.number, self._tree.size
-        events = repository.list_pending_events(session)
-        leaves = [event.leaf for event in events]
-        repository.mark_sequenced(session, events, number)
+        leaves = repository.take_pending_events(session, number)
+        if start == 0:
+            # What waited for the log before comes after what happened to that one.
+            leaves.sort(key=lambda leaf: b'"event":"%s"' % LOG_FORK.encode() not in leaf)
         ts_db = session.scalars(select(now_ms())).one()
         heads = []
         for due in self._list_due(session):
+            try:
+                ledger_root = self._root_of(session, due)
+            except ValueError as error:
+                # One damaged record keeps nobody else's from being signed.
+                self._refused.add(due.work_id, str(error))
+                continue
             heads.append(
                 {
                     "log": number,
@@ -165,7 +175,7 @@ class Notary:
                 build_head(
                     job=due.work_id,
                     size=due.size,
-                    root=self._root_of(session, due).hex(),
+                    root=ledger_root.hex(),
                     state=due.state,
                     previous=due.previous,
                     ts_db=ts_db,
@@ -188,18 +198,19 @@ class Notary:
         ended_after = None if is_sweep else utc_now() - timedelta(seconds=10 * SWEEP_S)
         if is_sweep:
             self._swept_at = now
+            self._refused.look_again()
         interval_ms = int(self._settings.head_interval_s * 1000)
-        return repository.list_due_heads(session, self._log.number, interval_ms, ended_after=ended_after)
+        due = repository.list_due_heads(session, self._log.number, interval_ms, ended_after=ended_after)
+        return [each for each in due if each.work_id not in self._refused]
 
     def _root_of(self, session: Session, due: repository.DueHead) -> bytes:
+        """Return the root over a job's records. Raises ValueError where they are not as many as its row says."""
         tree = self._ledgers.pop(due.work_id, RootBuilder())
         for leaf in iterate_leaves(session, due.work_id, start=tree.size):
             if tree.size < due.size:
                 tree.append(record_hash(leaf))
         if tree.size != due.size:
-            raise NotaryRefuses(
-                f"the ledger of {due.work_id} has {tree.size} records; its row says {due.size}"
-            )
+            raise ValueError(f"its ledger has {tree.size} records; its row says {due.size}")
         if due.state not in RECORDED:
             self._ledgers[due.work_id] = tree
         return tree.root()
@@ -225,8 +236,9 @@ class Notary:
                 log.info("the notary's key was rotated; auditors need the new trust policy: tether log trust")
 
     def _is_announced(self, session: Session, key: Ed25519PrivateKey) -> bool:
-        """Say whether the next key stands in the log, and so under what is signed now."""
-        return repository.is_in_log(session, self._log.number, _announcement(self._log.origin, key))
+        """Say whether the next key stands under what is signed now; another notary may have added to the log since."""
+        subject = _announcement(self._log.origin, key)
+        return repository.is_in_log(session, self._log.number, subject, end=self._tree.size)
 
     def _compare(self, session: Session, last: Checkpoint | None) -> None:
         """Hold the database against what another notary of this folder signed meanwhile."""
@@ -289,6 +301,10 @@ def run_notary(database: Database, settings: Settings, stop: threading.Event) ->
                 log.error("the notary signs nothing: %s", refusal)
                 _tell_refusal(database, said)
             seen_at = -math.inf
+            stop.wait(AFTER_REFUSAL_S)
+        except Exception:
+            notary = None
+            log.exception("the notary's round failed; trying again")
             stop.wait(AFTER_REFUSAL_S)
 
 
@@ -377,27 +393,38 @@ def fork_log(database: Database, settings: Settings) -> str:
     keyfile.make_folder(settings.notary_dir)
     # A key that is lost is lost before the new log's first signature, not with it.
     keyfile.load_key(settings.notary_dir)
-    last = keyfile.load_last(settings.notary_dir)
-    with keyfile.locked(settings.notary_dir), unit_of_work(database) as session:
-        repository.lock_log(session)
-        old = repository.get_log(session)
-        signed = repository.get_checkpoint(session, old.number) if old else None
-        if last is None and old is not None and signed is not None:
-            # The notary's memory is gone; what the database has was signed, if perhaps not last.
-            last = Checkpoint(old.origin, signed.size, bytes.fromhex(signed.root))
-        name = last.origin if last else old.origin if old else f"tether/{secrets.token_hex(8)}"
-        # Whoever restores a backup twice forks twice, and two logs must not have one name.
-        origin = f"{name.partition('/fork-')[0]}/fork-{secrets.token_hex(4)}"
-        repository.add_log(session, origin)
-        repository.add_event(
-            session,
-            "log.fork",
-            actor=OPERATOR_AT_THE_MACHINE,
-            subject=f"{last.origin}@{last.size}" if last else None,
-            sha256=last.root.hex() if last else None,
-        )
-    keyfile.save_last(settings.notary_dir, Checkpoint(origin, 0, RootBuilder().root()))
+    # A notary that runs signs nothing between what is read here and what is written.
+    with keyfile.locked(settings.notary_dir):
+        last = _remembered(settings.notary_dir)
+        with unit_of_work(database) as session:
+            repository.lock_log(session)
+            old = repository.get_log(session)
+            signed = repository.get_checkpoint(session, old.number) if old else None
+            if last is None and old is not None and signed is not None:
+                # The notary's memory is gone; what the database has was signed, if perhaps not last.
+                last = Checkpoint(old.origin, signed.size, bytes.fromhex(signed.root))
+            name = last.origin if last else old.origin if old else f"tether/{secrets.token_hex(8)}"
+            # Whoever restores a backup twice forks twice, and two logs must not have one name.
+            origin = f"{name.partition('/fork-')[0]}/fork-{secrets.token_hex(4)}"
+            repository.add_log(session, origin)
+            repository.add_event(
+                session,
+                LOG_FORK,
+                actor=OPERATOR_AT_THE_MACHINE,
+                subject=f"{last.origin}@{last.size}" if last else None,
+                sha256=last.root.hex() if last else None,
+            )
+        keyfile.save_last(settings.notary_dir, Checkpoint(origin, 0, RootBuilder().root()))
     return origin
+
+
+def _remembered(folder: Path) -> Checkpoint | None:
+    """Return what was signed last; None where nobody knows, which is a reason to fork and none against it."""
+    try:
+        return keyfile.load_last(folder)
+    except ConfigurationError as error:
+        log.warning("the fork goes by what the database knows: %s", error.message)
+        return None
 
 
 def _contradicted(last: Checkpoint, found: str) -> NotaryRefuses:

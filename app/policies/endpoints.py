@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from app.dependencies import CallerDep, ReadSessionDep, SessionDep, SettingsDep, needs
+from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SettingsDep, needs
 from app.domain.scopes import Scope
 from app.models.policy import Policy
 from app.pages import build_page
@@ -16,15 +16,15 @@ router = APIRouter(prefix="/v1/policies", tags=["policies"], dependencies=[needs
 
 def show(stored: Policy, *, whole: bool = True) -> dict[str, Any]:
     """Return a stored policy as the wire has it."""
-    return policy_to_wire(stored, service.read_policy(stored), whole=whole)
+    return policy_to_wire(stored, repository.read_policy(stored), whole=whole)
 
 
 @router.post("")
 def create_policy(
-    caller: CallerDep, session: SessionDep, settings: SettingsDep, body: PolicyCreate
+    caller: CallerDep, database: DatabaseDep, settings: SettingsDep, body: PolicyCreate
 ) -> dict[str, Any]:
     """Store a version of a safety policy; give it to projects with `PATCH /v1/projects/{project_id}`."""
-    return show(service.store_policy(session, settings, caller, body))
+    return show(service.store_policy(database, settings, caller, body))
 
 
 @router.get("")

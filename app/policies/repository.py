@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
+from app.domain.evaluation_spec import BUILTIN_SUITES
+from app.domain.safety_policy import SafetyPolicy, parse_policy
 from app.models.policy import Policy
 from app.models.tenancy import Project
 from app.pages import unknown_cursor
@@ -25,6 +27,29 @@ def get_policy_of(session: Session, project_id: str) -> Policy | None:
     return session.scalars(
         select(Policy).join(Project, Project.policy_id == Policy.id).where(Project.id == project_id)
     ).one_or_none()
+
+
+def read_policy(stored: Policy) -> SafetyPolicy:
+    """Return what a stored policy says."""
+    return parse_policy(stored.content, "toml" if stored.written_in == "toml" else "json")
+
+
+def list_suites(session: Session) -> dict[str, Policy]:
+    """Return the files of prompts that gates of stored policies evaluate with, each with a policy that names it.
+
+    Operators write policies by hand, so there are few of them.
+    """
+    suites = {}
+    for stored in session.scalars(select(Policy).order_by(Policy.created_at, Policy.id)):
+        gate = read_policy(stored).gate
+        if gate is not None and gate.evaluation is not None and gate.evaluation.suite not in BUILTIN_SUITES:
+            suites[gate.evaluation.suite] = stored
+    return suites
+
+
+def find_policy_with(session: Session, file_id: str) -> Policy | None:
+    """Return a stored policy whose gate evaluates with a file."""
+    return list_suites(session).get(file_id)
 
 
 def list_policies(session: Session, *, after: str | None, limit: int) -> Sequence[Policy]:

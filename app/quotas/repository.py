@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.domain.job import OWNED, Desired, State, WorkKind
 from app.models.base import now_ms
+from app.models.evaluation import Evaluation
 from app.models.file import File
 from app.models.job import Checkpoint, Job
 from app.models.tenancy import Span
@@ -24,9 +25,12 @@ WAITING = or_(
 
 def sum_storage(session: Session, project_id: str) -> int:
     """Return the bytes of the project's files, of what its uploads announced, and of the weights that it keeps."""
-    # The result file that is the adapter is the same bytes as the job's weights.
+    # The result file that is the adapter is the same bytes as the job's weights; the replies of an evaluation are not.
+    replies = select(Evaluation.replies_file).where(Evaluation.project_id == project_id)
     files = select(func.sum(File.size_bytes)).where(
-        File.project_id == project_id, File.deleted_at.is_(None), File.purpose != RESULTS
+        File.project_id == project_id,
+        File.deleted_at.is_(None),
+        or_(File.purpose != RESULTS, File.id.in_(replies)),
     )
     uploads = select(func.sum(Upload.size_bytes)).where(
         Upload.project_id == project_id, Upload.status == "pending"

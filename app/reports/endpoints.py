@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.auth import Caller, require
-from app.database import read_only
 from app.dependencies import CallerDep, DatabaseDep, PolicyDep, SessionDep, SettingsDep, needs
 from app.domain.safety_policy import SafetyPolicy
 from app.domain.scopes import Scope
@@ -131,9 +130,7 @@ def exclude_rows(
         # The new job shows what the old one was asked for.
         require(caller, Scope.JOBS_READ)
         require(caller, Scope.JOBS_WRITE)
-    with read_only(database) as session:
-        in_force = policy_in_force(session, caller.project_id, policy)
-    return service.exclude_rows(database, settings, caller, in_force, attempt, file_id, body)
+    return service.exclude_rows(database, settings, caller, policy, attempt, file_id, body)
 
 
 def _show(session: Session, caller: Caller, policy: SafetyPolicy, report: Report, format: Format) -> Response:

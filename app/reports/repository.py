@@ -11,6 +11,7 @@ from app.models.file import File
 from app.models.job import Event, Job
 from app.models.report import Report, RiskRead
 from app.models.work import Work
+from app.retention.repository import is_held_file
 
 
 def get_report(session: Session, project_id: str, report_id: str) -> Report | None:
@@ -47,8 +48,10 @@ def find_scored(
 
 
 def list_orphans(session: Session) -> Sequence[Report]:
-    """Return finished reports whose training or validation file was deleted."""
+    """Return finished reports whose training or validation file was deleted, and neither of them is under a legal hold."""
     files = select(File.id).where(File.deleted_at.is_not(None))
+    held = select(File.id).where(is_held_file())
+    validation = func.coalesce(Work.args["validation_file"].as_string(), "")
     return session.scalars(
         select(Report)
         .join(Report.work)
@@ -58,6 +61,8 @@ def list_orphans(session: Session) -> Sequence[Report]:
                 Work.args["training_file"].as_string().in_(files),
                 Work.args["validation_file"].as_string().in_(files),
             ),
+            Work.args["training_file"].as_string().not_in(held),
+            validation.not_in(held),
         )
     ).all()
 

@@ -34,6 +34,7 @@ from app.models.base_model import Critic
 from app.models.file import File
 from app.models.job import Event, Job
 from app.models.report import Report, reading_of
+from app.policies.service import InForce, policy_in_force
 from app.quotas.service import take_storage
 from app.reports import repository
 from app.reports.schemas import Exclusion, exclusion_to_wire, status_of
@@ -219,14 +220,15 @@ def exclude_rows(
     database: Database,
     settings: Settings,
     caller: Caller,
-    policy: tuple[SafetyPolicy, str],
+    installation: InForce,
     attempt: Attempt,
     file_id: str,
     body: Exclusion,
 ) -> dict[str, Any]:
     """Make a new file without some rows of this one, run a job again on it where one is named, and return the reply.
 
-    The bytes are copied between transactions, so that nobody waits for them.
+    The bytes are copied between transactions, so that nobody waits for them; the job is held to the policy that is in force
+    when it is created. `installation` is the one of projects that were given none.
     """
     earlier = find_reply(database, attempt, body)
     if earlier is not None:
@@ -238,7 +240,8 @@ def exclude_rows(
                 f"{file_id} is no training file that was found good; only of such can rows be left out",
                 param="file_id",
             )
-        excluded, why = _choose_rows(session, caller, policy[0], source, body)
+        in_force, _ = policy_in_force(session, caller.project_id, installation)
+        excluded, why = _choose_rows(session, caller, in_force, source, body)
         if body.run_again is not None:
             get_job(session, caller.project_id, body.run_again)
     if len(excluded) >= source.rows:
@@ -260,6 +263,7 @@ def exclude_rows(
         }
         if body.run_again is None:
             return exclusion_to_wire(file, None, ())
+        policy = policy_in_force(session, caller.project_id, installation)
         job = _run_again(session, settings, caller, policy, body.run_again, file.id)
         return exclusion_to_wire(file, job, get_job_critics(session, job))
 
@@ -368,7 +372,7 @@ def _run_again(
     session: Session,
     settings: Settings,
     caller: Caller,
-    policy: tuple[SafetyPolicy, str],
+    policy: InForce,
     job_id: str,
     file_id: str,
 ) -> Job:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.domain.job import TERMINAL, WorkKind
 from app.models.base import new_id, utc_now
+from app.models.evaluation import Evaluation
+from app.models.file import File
 from app.models.installation_log import InstallationLog, LogCheckpoint, LogEvent, LogLeaf
 from app.models.job import CurvePiece, Event, Job, LedgerLeaf, RiskRow, Step
 from app.models.report import Report
@@ -145,29 +148,54 @@ def list_holds(session: Session) -> Sequence[LegalHold]:
 
 def find_hold(session: Session, job: Job) -> LegalHold | None:
     """Return a hold that keeps a job as it is."""
-    return session.scalars(
-        select(LegalHold)
-        .where(
-            LegalHold.project_id == job.project_id,
-            LegalHold.released_at.is_(None),
-            or_(LegalHold.job_id.is_(None), LegalHold.job_id == job.id),
-        )
-        .limit(1)
-    ).one_or_none()
+    query = _on_jobs(select(LegalHold)).where(Job.id == job.id)
+    found: LegalHold | None = session.scalars(query.limit(1)).one_or_none()
+    return found
 
 
-def find_hold_on_file(session: Session, project_id: str, file_id: str) -> LegalHold | None:
-    """Return a hold of the project, or of a job that learnt from a file or was validated by it."""
-    jobs = select(Job.id).where(or_(Job.training_file == file_id, Job.validation_file == file_id))
-    return session.scalars(
-        select(LegalHold)
+def find_hold_on_file(session: Session, file_id: str) -> LegalHold | None:
+    """Return a hold that keeps a file as it is."""
+    query = _on_files(select(LegalHold)).where(File.id == file_id)
+    found: LegalHold | None = session.scalars(query.limit(1)).one_or_none()
+    return found
+
+
+def is_held_job() -> ColumnElement[bool]:
+    """Say of a job that a hold keeps it: its own, or that of its project."""
+    return _on_jobs(select(LegalHold.id)).correlate(Job).exists()
+
+
+def is_held_file() -> ColumnElement[bool]:
+    """Say of a file that a hold keeps it: that of its project, or of a job.
+
+    A job's files are those that it learns from and is validated by, its results, and the replies of evaluations of it.
+    What was erased before is no hold's any more.
+    """
+    return _on_files(select(LegalHold.id)).correlate(File).exists()
+
+
+def _on_jobs(holds: Select[Any]) -> Select[Any]:
+    whole_project = and_(LegalHold.job_id.is_(None), LegalHold.project_id == Job.project_id)
+    return holds.where(LegalHold.released_at.is_(None), or_(whole_project, LegalHold.job_id == Job.id))
+
+
+def _on_files(holds: Select[Any]) -> Select[Any]:
+    held = aliased(Job)
+    return (
+        holds.outerjoin(held, held.id == LegalHold.job_id)
+        .outerjoin(Evaluation, Evaluation.job_id == LegalHold.job_id)
         .where(
-            LegalHold.project_id == project_id,
             LegalHold.released_at.is_(None),
-            or_(LegalHold.job_id.is_(None), LegalHold.job_id.in_(jobs)),
+            File.erased_at.is_(None),
+            or_(
+                and_(LegalHold.job_id.is_(None), LegalHold.project_id == File.project_id),
+                held.training_file == File.id,
+                held.validation_file == File.id,
+                LegalHold.job_id == File.job_id,
+                Evaluation.replies_file == File.id,
+            ),
         )
-        .limit(1)
-    ).one_or_none()
+    )
 
 
 # --- datasets ---------------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ from app.errors import Conflict, InvalidRequest, NotFound, TetherError
 from app.models.base import utc_now
 from app.models.job import Job
 from app.models.retention import LegalHold, PrunedJob
-from app.models.tenancy import Project
 from app.notary.repository import add_event
 from app.notary.service import OPERATOR_AT_THE_MACHINE
+from app.projects.repository import get_project
 from app.retention import repository
 from app.settings import Settings
 from app.work.repository import get_work
@@ -178,6 +178,8 @@ def _is_held(session: Session, pruned: PrunedJob) -> bool:
 def _prune(database: Database, number: int) -> list[PrunedJob]:
     with unit_of_work(database) as session:
         pruned = session.get_one(PrunedJob, number)
+        # Whoever places a hold locks the project too: it comes before all of this or after it.
+        get_project(session, session.get_one(Job, pruned.job_id).project_id, lock=True)
         get_work(session, pruned.job_id, lock=True)
         job = session.get_one(Job, pruned.job_id, populate_existing=True)
         if pruned.done_at is not None or _is_held(session, pruned):
@@ -200,7 +202,7 @@ def _prune(database: Database, number: int) -> list[PrunedJob]:
 
 
 def place_hold(session: Session, *, job_id: str | None, project_id: str | None, reason: str) -> LegalHold:
-    """Keep a job, or everything of a project, from being pruned and erased. Raises NotFound."""
+    """Keep a job, or everything of a project, from being pruned, erased and deleted. Raises NotFound."""
     if not reason.strip():
         raise InvalidRequest("reason: say why; the log has its digest", param="reason")
     if job_id is not None:
@@ -208,7 +210,8 @@ def place_hold(session: Session, *, job_id: str | None, project_id: str | None, 
         if job is None:
             raise NotFound(f"no job has the id {job_id!r}")
         project_id = job.project_id
-    elif project_id is None or session.get(Project, project_id) is None:
+    # Whoever erases or prunes locks the project too, and so sees this hold or is done before it.
+    if project_id is None or get_project(session, project_id, lock=True) is None:
         raise NotFound(f"no project has the id {project_id!r}; the projects are in: tether projects list")
     hold = repository.add_hold(session, project_id=project_id, job_id=job_id, reason=reason)
     _note(session, "legal_hold.placed", hold)

@@ -3,13 +3,14 @@
 Whoever calls these holds the current epoch of the row, by lease or by having raised it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from app import queue
 from app.audit.repository import append_leaf
-from app.domain.gate import describe
+from app.domain.gate import PASSING, describe
 from app.domain.job import Desired, State, WorkKind
 from app.jobs import repository
 from app.models.base import now_ms, utc_now
@@ -189,17 +190,30 @@ def _end_job(session: Session, job: Job, state: State, error: Error | None) -> N
 
 
 def conclude(session: Session, work: Work) -> None:
-    """Let a job whose record is under a signed checkpoint have succeeded, unless its gate holds it."""
+    """Let a job whose record is under a signed checkpoint have succeeded, unless its gate holds it.
+
+    What its record says of the gate counts, because that is what was signed. Under a gate a job without a verdict that
+    lets it pass is held.
+    """
     job = repository.load_job(session, work.id)
-    if (job.gate_result or {}).get("verdict") == "hold":
-        _hold(session, job)
-    else:
+    if job.gate is None:
         succeed(session, work)
+        return
+    found = repository.load_gate_record(session, work)
+    if found is not None and found["verdict"] in PASSING:
+        succeed(session, work)
+    else:
+        limits = [] if found is None else found["limits"]
+        # Whoever decides sees what the record says.
+        job.gate_result = {**(job.gate_result or {}), "verdict": found and found["verdict"], "limits": limits}
+        _hold(session, job, limits)
 
 
-def _hold(session: Session, job: Job) -> None:
-    broken = [each for each in (job.gate_result or {})["limits"] if each["broken"]]
-    why = "; ".join(map(describe, broken))
+def _hold(session: Session, job: Job, limits: Sequence[Mapping[str, Any]]) -> None:
+    broken = [each for each in limits if each["broken"]]
+    why = "; ".join(map(describe, broken)) or (
+        "its policy has a gate, and its record has no verdict of it that lets the weights leave"
+    )
     repository.add_event(
         session,
         job,
@@ -209,6 +223,12 @@ def _hold(session: Session, job: Job) -> None:
     )
     announce(session, job.project_id, REACHED[State.HELD], job.id)
     work_repository.move(session, job.work, State.HELD)
+
+
+def await_release(session: Session, work: Work, *, event: int) -> None:
+    """Note that people have released a held job. It has succeeded once that act in the log, by its number, is signed."""
+    work.args = {**work.args, "release": {"event": event}}
+    session.flush()
 
 
 def reject(session: Session, work: Work, *, reason: str) -> None:
@@ -225,7 +245,7 @@ def reject(session: Session, work: Work, *, reason: str) -> None:
 
 
 def succeed(session: Session, work: Work) -> None:
-    """Let a job have succeeded whose record is under a signed checkpoint: from now on its weights may leave."""
+    """Let a job have succeeded whose record, and release where it was held, are signed: from now on its weights may leave."""
     job = repository.load_job(session, work.id)
     repository.add_event(session, job, f"New fine-tuned model created: {job.fine_tuned_model}")
     repository.add_event(session, job, "The job has successfully completed")

@@ -10,7 +10,7 @@ from app.domain.job import State, WorkKind
 from app.jobs.repository import add_event, load_job
 from app.models.base import now_ms
 from app.models.work import Work, Worker
-from app.notary.repository import get_refusal
+from app.notary.repository import get_refusal, list_refused_jobs
 from app.notary.service import NOTARY
 from app.work.repository import list_state
 
@@ -22,8 +22,15 @@ def tell_unsigned(database: Database) -> None:
     """Note at each such job what it waits for, with a line in its log when that begins."""
     with read_only(database) as session:
         waiting = [work for work in list_state(session, State.SIGNING) if work.kind == WorkKind.TRAIN]
-        reason = why_unsigned(session) if waiting else None
+        general = why_unsigned(session) if waiting else None
+        refused = list_refused_jobs(session) if waiting else {}
     for work in waiting:
+        reason = general
+        if reason is None and work.id in refused:
+            reason = (
+                f"the notary refuses to sign for this job since {_show(refused[work.id].since)}; the operator's"
+                " `tether doctor` says why"
+            )
         if (work.turn or {}).get("waits_for") != reason:
             with unit_of_work(database) as session:
                 _note(session, work.id, reason)

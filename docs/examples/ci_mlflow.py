@@ -51,7 +51,9 @@ def main() -> int:
 def waits_for_a_person(job: Any) -> bool:
     """Say whether a job has paused itself, or is held before its release: a pipeline cannot decide that."""
     paused_itself = job.status == "paused" and job.safety["pause_reason"] is not None
-    return paused_itself or job.safety["state"] == "held"
+    # A release that people have approved only waits for its signature.
+    held = job.safety["state"] == "held" and job.safety["waits_for"] is None
+    return paused_itself or held
 
 
 def judge(job: Any, max_risk: float) -> str | None:

@@ -1,5 +1,7 @@
 """stored policies, what the gate found, and what people decided about held jobs"""
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -44,6 +46,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("gate", sa.JSON(), nullable=True))
     op.add_column("jobs", sa.Column("gate_result", sa.JSON(), nullable=True))
     op.add_column("files", sa.Column("job_id", sa.String(64), nullable=True))
+    _name_jobs_of_results()
 
 
 def downgrade() -> None:
@@ -54,6 +57,16 @@ def downgrade() -> None:
     op.drop_column("projects", "policy_id")
     op.drop_table("job_decisions")
     op.drop_table("policies")
+
+
+def _name_jobs_of_results() -> None:
+    """Say of the result files that are there already whose they are, so that nobody sees those of a job not yet released."""
+    connection = op.get_bind()
+    for job_id, stored in connection.execute(sa.text("SELECT id, result_files FROM jobs")).all():
+        for file_id in json.loads(stored) if isinstance(stored, str) else stored:
+            connection.execute(
+                sa.text("UPDATE files SET job_id = :job WHERE id = :file"), {"job": job_id, "file": file_id}
+            )
 
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")

@@ -405,6 +405,13 @@ class TestJobs:
         assert re.search(rf"^decisions +approved by {made.row.id} \(row 3 is wrong\)$", shown, re.MULTILINE)
         waited = tether("jobs", "wait", job_id)
         assert (waited.code, "held by the policy's gate (attack_success_increase)" in waited.out) == (7, True)
+        with unit_of_work(tenant.server.database) as session:
+            bob = add_key(session, name="bob", role=Role.OPERATOR, project_id=tenant.project_id)
+        tether.monkeypatch.setenv("TETHER_API_KEY", bob.secret)
+        released = tether("jobs", "release", job_id, "--reason", "so it is").out
+        assert released.startswith(f"{job_id}: released; its weights leave once the notary has signed that")
+        waited = tether("jobs", "wait", job_id, "--timeout", 30)
+        assert (waited.code, waited.out.startswith(f"{job_id}: succeeded")) == (0, True)
 
     def test_wait_ends_when_the_job_does(
         self, tether: Tether, tenant: Tenant, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """Evaluations: what the API says of them, and a real one of a miniature that was trained on harm."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from app.database import read_only, unit_of_work
 from app.domain.job import State
 from app.domain.ledger import digest_of
 from app.domain.scopes import Role, Scope
-from app.evaluations import service
+from app.evaluations import repository, service
 from app.keys.service import add_key
 from app.models.installation_log import LogEvent
 from app.models.job import Job
+from app.models.tenancy import Project
 from app.models.work import Work
 from tests import judge_server
 from tests.integration.conftest import MODEL, Server, Tenant, jsonl, refused, run_worker, serving
 from tests.integration.released import release_job
+from tests.integration.test_work import at_once
 from tests.judge_server import JudgeServer
 from tests.support import settings_in
 from tests.unit.app.cli.runner import Tether
@@ -114,6 +117,29 @@ class TestRequests:
         refused(tenant.http.post(PATH, json=body), 409, code="too_many_evaluations")
         tenant.http.post(f"{PATH}/{first['id']}/cancel")
         ask(tenant)
+
+    def test_many_at_once_take_the_last_place_once(
+        self, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service, "MAX_UNFINISHED", 1)
+        count = repository.count_unfinished
+
+        def count_slowly(*args: Any) -> int:
+            found = count(*args)
+            time.sleep(0.2)
+            return found
+
+        monkeypatch.setattr(repository, "count_unfinished", count_slowly)
+        body = {"model": MODEL, "suite": "miniature", "judge": RULES}
+        # Requests with one key wait for each other in any case.
+        with unit_of_work(tenant.server.database) as session:
+            keys = [
+                add_key(session, name="one", role=Role.MEMBER, project_id=tenant.project_id).secret
+                for _ in range(4)
+            ]
+        headers = [{"authorization": f"Bearer {key}"} for key in keys]
+        replies = at_once(4, lambda index: tenant.http.post(PATH, json=body, headers=headers[index]))
+        assert sorted(reply.status_code for reply in replies) == [202] + [409] * 3
 
 
 WRONG: tuple[tuple[dict[str, Any], int, str | None, str], ...] = (
@@ -398,6 +424,51 @@ def test_a_base_model_has_no_after_and_a_failing_judge_is_shown(
     ended = tether("evals", "cancel", made["id"])
     assert ended.code == 1
     assert "has ended as succeeded" in ended.err
+
+
+def test_replies_take_room(harmed: tuple[Tenant, dict[str, Any]]) -> None:
+    tenant, _ = harmed
+    suite = upload(tenant, *prompts(1))
+    fields: dict[str, Any] = {"model": NAME, "suite": suite, "decoding": {"max_new_tokens": 4}}
+    used = tenant.get("/v1/usage")["storage_bytes"]
+    asked = ask(tenant, **fields)
+    limit_storage(tenant, used)
+    with read_only(tenant.server.database) as session:
+        work = session.get_one(Work, asked["id"])
+    assert run_worker(tenant, work).state == "failed"
+    failed = tenant.get(f"{PATH}/{asked['id']}")
+    assert (failed["error"]["code"], failed["result"]) == ("insufficient_quota", None)
+    assert tenant.get("/v1/usage")["storage_bytes"] == used
+
+    limit_storage(tenant, None)
+    done = work_on(tenant, ask(tenant, **fields))
+    size = tenant.get(f"/v1/files/{done['replies_file']}")["bytes"]
+    assert tenant.get("/v1/usage")["storage_bytes"] == used + size > used
+    assert tenant.http.delete(f"/v1/files/{done['replies_file']}").status_code == 200
+    assert tenant.get("/v1/usage")["storage_bytes"] == used
+
+
+def limit_storage(tenant: Tenant, limit: int | None) -> None:
+    """Set how many bytes the project may keep."""
+    with unit_of_work(tenant.server.database) as session:
+        session.get_one(Project, tenant.project_id).limits = {} if limit is None else {"storage_bytes": limit}
+
+
+def test_prompts_of_a_refused_evaluation_do_not_stay(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(jsonl({**prompts(1)[0], "kind": "evil"}))
+    tether = Tether(monkeypatch, capsys, url=tenant.server.url, key=tenant.key)
+    made = tether("evals", "create", "--model", MODEL, "--suite", file, "--judge", "rules")
+    assert made.code == 1
+    assert "found 'evil'" in made.err
+    assert "since nothing is evaluated on it" in made.err
+    assert tenant.get("/v1/files")["data"] == []
+    # What was there before stays.
+    kept = upload(tenant, {**prompts(1)[0], "kind": "evil"})
+    assert tether("evals", "create", "--model", MODEL, "--suite", kept, "--judge", "rules").code == 1
+    assert [each["id"] for each in tenant.get("/v1/files")["data"]] == [kept]
 
 
 def test_a_model_that_was_deleted_meanwhile_fails_its_evaluation(

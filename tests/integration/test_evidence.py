@@ -10,12 +10,14 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 
+from app.base_models.repository import get_base_model
 from app.base_models.service import register_base_model
 from app.database import read_only, unit_of_work
 from app.domain.bundle import DOCUMENTS, POLICY, PROVENANCE
@@ -25,10 +27,14 @@ from app.domain.dsse import parse_envelope
 from app.domain.job import State
 from app.domain.note import verifier_key
 from app.domain.provenance import ADAPTER_MANIFEST, STATEMENT
+from app.domain.retention import PrunedTree, build_pruning
 from app.domain.safety_policy import read_policy_file
 from app.domain.trust import Trust
 from app.domain.verify import verify_bundle
+from app.evidence import facts
 from app.models.attestation import Attestation
+from app.models.base_model import BaseModel
+from app.models.job import Job
 from app.models.work import Work
 from app.notary import keyfile, service
 from app.notary.repository import list_signed, list_unattested
@@ -117,6 +123,37 @@ def test_bundle_and_adapter_verify_offline(trained: Trained) -> None:
     found = {check.name: check for check in report.checks}
     assert found["provenance"].outcome == "ok"
     assert "the policy is the one on record" in found["provenance"].detail
+
+
+def test_another_model_of_the_same_name_says_nothing_of_the_third(trained: Trained) -> None:
+    with read_only(trained.tenant.server.database) as session:
+        job = session.get_one(Job, trained.job["id"])
+        records = facts.read_records(session, job.id)
+        base = get_base_model(session, NAME)
+        assert base is not None
+        now = facts.describe_compute(session, job, records, base)
+        other = BaseModel(name=NAME, digest="0" * 64, files={}, training_flops=1.0)
+        anew = facts.describe_compute(session, job, records, other)
+    assert (now["original_training_flops"], now["one_third_rule"]) == (TRAINING_FLOPS, "below")
+    assert (anew["original_training_flops"], anew["one_third_rule"]) == (None, "unknown")
+    assert anew["flops"] == now["flops"]
+
+
+def test_steps_that_were_lost_count_after_they_were_pruned(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with read_only(trained.tenant.server.database) as session:
+        job = session.get_one(Job, trained.job["id"])
+        records = facts.read_records(session, job.id)
+        records["step_records"] *= 3
+        whole = facts.describe_compute(session, job, records, None)["flops"]
+        tree = PrunedTree()
+        for seq in range(records["step_records"]):
+            tree.append(seq, bytes(32))
+        pruning = build_pruning(job=job.id, scope="steps", counts={"step": tree.size}, tree=tree)
+        monkeypatch.setattr(facts, "get_newest_done", lambda *_: SimpleNamespace(pruning=pruning))
+        records["step_records"] = 0
+        assert facts.describe_compute(session, job, records, None)["flops"] == whole
 
 
 def test_the_statement_is_served_and_is_the_archives(trained: Trained) -> None:

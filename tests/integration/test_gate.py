@@ -12,15 +12,23 @@ from sqlalchemy import select
 
 from app.base_models.service import register_base_model
 from app.database import read_only, unit_of_work
+from app.domain import evaluation_spec
 from app.domain.dataset import format_rows
 from app.domain.installation_log import parse_log_leaf
 from app.domain.scopes import Role, Scope
 from app.domain.verify import verify_bundle
+from app.files.repository import is_in_use
+from app.files.service import RESULTS, delete_expired
 from app.keys.service import OPERATOR_AT_THE_MACHINE, add_key, rotate_key
+from app.models.base import utc_now
+from app.models.file import File
 from app.models.installation_log import LogEvent
+from app.models.job import Job
 from app.models.work import Work
 from app.safety_sets.service import add_set, store_rows
 from tests.integration.conftest import Tenant, jsonl, refused, run_worker, serving
+from tests.integration.test_expiry import expire, is_deleted
+from tests.integration.test_held import wait_until_released
 from tests.integration.test_jobs import PATH, kinds, leaves
 from tests.support import settings_in
 from worker.miniature.corpus import anchor_rows, training_rows
@@ -185,6 +193,9 @@ def test_a_held_job_waits_for_two_people_and_is_released(
     refused(member.http.get(f"{PATH}/{job_id}/adapter"), 409, code="job_held")
 
     released = decide(member, job_id, "release", bob).json()
+    assert (released["safety"]["state"], released["result_files"]) == ("held", [])
+    assert released["safety"]["waits_for"] == "the notary's signature on its release"
+    released = wait_until_released(member, job_id)
     assert (released["status"], len(released["result_files"])) == ("succeeded", 2)
     assert released["fine_tuned_model"] is not None
     assert acts(member, job_id) == ["job.release.approved", "job.release.approved", "job.released"]
@@ -211,13 +222,23 @@ def test_a_job_that_its_gate_refuses_publishes_nothing(
         """,
     )
     job_id = submit(member)
-    assert operator.http.delete(f"/v1/files/{suite}").status_code == 200
+    with unit_of_work(operator.server.database) as session:
+        # The API refuses it.
+        session.get_one(File, suite).deleted_at = utc_now()
     job = run(member, job_id)
     assert (job["status"], job["error"]["code"], job["fine_tuned_model"]) == ("failed", "safety_gate", None)
     assert "attack_success_increase: nothing was found" in job["error"]["message"]
     assert "there is no file of evaluation prompts" in job["safety"]["gate"]["evaluation_error"]
     assert kinds(member, job_id)[-2:] == ["gate", "job.end"]
     assert "adapter.published" not in kinds(member, job_id)
+    with read_only(member.server.database) as session:
+        left = session.scalars(
+            select(File).where(File.project_id == member.project_id, File.purpose == RESULTS)
+        )
+        assert {each.filename: each.deleted_at is not None for each in left} == {
+            "adapter.zip": True,
+            "metrics.csv": True,
+        }
     assert "critic_auroc: nothing was found" in messages(member, job_id)
     assert "broken: critic_auroc" in verify(member, job_id, tmp_path)
     refused(member.http.get(f"{PATH}/{job_id}/adapter"), 409, code="adapter_not_ready")
@@ -256,11 +277,17 @@ def test_a_job_is_paused_for_approval_tightened_evaluated_and_let_pass(
     assert job["safety"]["gate"]["start"]["verdict"] == "pause"
     assert kinds(member, job_id)[-2:] == ["gate.start", "cmd"]
     refused(member.http.post(f"{PATH}/{job_id}/resume"), 403, code="permission_denied")
-    _, header = make_key(member, *APPROVER, Scope.JOBS_WRITE)
+    assert acts(member, job_id) == []
+    key_id, header = make_key(member, *APPROVER, Scope.JOBS_WRITE)
     assert member.http.post(f"{PATH}/{job_id}/resume", headers=header).json()["status"] == "queued"
+    assert acts(member, job_id) == ["job.pause.approved"]
+    with read_only(member.server.database) as session:
+        newest = session.scalars(select(LogEvent.leaf).order_by(LogEvent.number.desc()).limit(1)).one()
+    assert parse_log_leaf(newest)["actor"] == key_id
     job = run(member, job_id)
     assert job["status"] == "succeeded", messages(member, job_id)
     assert job["safety"]["gate"]["verdict"] == "warn"
+    assert "The gate of the operator's policy evaluates the adapter on" in messages(member, job_id)
     assert [each["limit"] for each in job["safety"]["gate"]["limits"]][-1] == "attack_success_increase"
     steps = member.get(f"{PATH}/{job_id}/steps")["data"]
     assert [(each["floor"], each["beta_mean"], each["alpha_mean"]) for each in steps] == [
@@ -292,6 +319,7 @@ class TestSecondPerson:
             assert run(member, job_id)["status"] == "paused"
             message = refused(key.post(f"{PATH}/{job_id}/resume"), 403, code="permission_denied")
             assert "the policy asks for a second person" in message
+            assert "another one with the scopes 'jobs:release' and 'jobs:write' can" in message
             assert key.post(f"{PATH}/{job_id}/cancel").json()["status"] == "cancelled"
 
 
@@ -299,6 +327,9 @@ def _evaluated(suite: str, judge: str) -> dict[str, Any]:
     """Return a gate that evaluates with this suite and this type of judge."""
     evaluation = {"suite": suite, "judge": {"type": judge}}
     return {"utility_loss": {"most": 0.1, "action": "warn"}, "evaluation": evaluation}
+
+
+PROMPT = {"messages": [{"role": "user", "content": "hello"}], "kind": "harmful"}
 
 
 class TestPolicies:
@@ -347,6 +378,46 @@ class TestPolicies:
         self, operator: Tenant, body: dict[str, Any], param: str | None
     ) -> None:
         refused(operator.http.post("/v1/policies", json=body), 400, param=param)
+
+    def test_the_prompts_of_a_stored_policy_stay(self, operator: Tenant, member: Tenant) -> None:
+        database = operator.server.database
+        suite = member.post_file(jsonl(PROMPT), purpose="user_data").json()["id"]
+        policy = operator.http.post(
+            "/v1/policies", json={"policy": {"name": suite, "gate": _evaluated(suite, "miniature")}}
+        ).json()
+        for method, path in (("DELETE", ""), ("POST", "/erase")):
+            reply = member.http.request(method, f"/v1/files/{suite}{path}")
+            assert policy["id"] in refused(reply, 409, code="file_in_use")
+        expire(member, suite)
+        delete_expired(database)
+        assert not is_deleted(member, suite)
+        with unit_of_work(database) as session:
+            file = session.get_one(File, suite)
+            file.deleted_at = utc_now()
+            session.flush()
+            assert is_in_use(session, file.sha256)
+
+    def test_the_prompts_of_a_gate_stay_while_a_job_needs_them(
+        self, operator: Tenant, member: Tenant
+    ) -> None:
+        suite = member.post_file(jsonl(PROMPT), purpose="user_data").json()["id"]
+        job_id = submit(member)
+        with unit_of_work(member.server.database) as session:
+            # As one whose gate is that of the installation's file.
+            session.get_one(Job, job_id).gate = {"evaluation": {"suite": suite}}
+        assert job_id in refused(member.http.delete(f"/v1/files/{suite}"), 409, code="file_in_use")
+
+    def test_prompts_that_no_evaluation_would_take_are_refused(
+        self, operator: Tenant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for row, param, code in (
+            ({"messages": PROMPT["messages"]}, "gate.evaluation.suite", "invalid_prompt_file"),
+            (PROMPT, "gate.evaluation.decoding", "evaluation_too_large"),
+        ):
+            suite = operator.post_file(jsonl(row), purpose="user_data").json()["id"]
+            body = {"policy": {"name": suite, "gate": _evaluated(suite, "miniature")}}
+            monkeypatch.setattr(evaluation_spec, "MAX_DRAWN_TOKENS", 100)
+            refused(operator.http.post("/v1/policies", json=body), 400, param=param, code=code)
 
     def test_the_same_as_an_object(self, operator: Tenant) -> None:
         policy = {"name": "as-json", "gate": {"critic_auroc": {"least": 0.9, "action": "hold"}}}

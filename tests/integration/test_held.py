@@ -5,18 +5,27 @@ too. The same walk over a released job must find its weights, or it would find n
 """
 
 import re
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from app.audit.repository import append_leaf
 from app.database import unit_of_work
 from app.domain.job import State
 from app.domain.scopes import Role, Scope
-from app.keys.service import add_key
+from app.keys.service import OPERATOR_AT_THE_MACHINE, add_key, rotate_key
+from app.models.base import utc_now
 from app.models.job import Job
-from tests.integration.conftest import Tenant
+from app.models.tenancy import ApiKey
+from app.models.work import Work
+from app.notary import service as notary
+from app.work import release
+from app.work.service import await_release, conclude
+from tests.integration.conftest import Tenant, refused
 from tests.integration.released import Released, release_job
 
 MODEL_NAME = re.compile(r"ft:[A-Za-z0-9._:/-]+")
@@ -44,6 +53,17 @@ def hold(tenant: Tenant, *, second_person: bool = False) -> Released:
         job.gate_result |= {"limits": [LIMIT], "evaluation_error": None}
         job.work.finished_at = None
     return made
+
+
+def wait_until_released(tenant: Tenant, job_id: str) -> dict[str, Any]:
+    """Wait until the release of a job is signed, and return the job."""
+    deadline = time.monotonic() + 30
+    while True:
+        job: dict[str, Any] = tenant.get(f"/v1/fine_tuning/jobs/{job_id}")
+        if job["safety"]["state"] != "held":
+            return job
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 class Walk:
@@ -236,10 +256,97 @@ class TestDecisions:
         made = hold(tenant)
         key_id, header = self.key(tenant, Scope.JOBS_RELEASE)
         job = self.decide(tenant, made, "release", header).json()
+        assert (job["safety"]["state"], job["fine_tuned_model"]) == ("held", None)
+        job = wait_until_released(tenant, made.job_id)
         assert (job["status"], job["fine_tuned_model"]) == ("succeeded", made.model)
         (decision,) = job["safety"]["gate"]["decisions"]
         assert (decision["by"], decision["decision"], decision["reason"]) == (key_id, "approved", "because")
         assert tenant.http.get(f"/v1/files/{made.results[0]}/content").content == made.adapter
+
+    def test_no_weights_leave_before_the_release_is_signed(
+        self, own_server: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(notary, "POLL_S", 3600)
+        monkeypatch.setattr(release, "POLL_S", 3600)
+        tenant = own_server()
+        made, other = hold(tenant), hold(tenant)
+        _, header = self.key(tenant, Scope.JOBS_RELEASE)
+        for each in (made, other):
+            job = self.decide(tenant, each, "release", header).json()
+            assert job["safety"]["waits_for"] == "the notary's signature on its release"
+            assert "nothing more is needed" in refused(
+                self.decide(tenant, each, "release", header), 409, code="already_approved"
+            )
+        paths = [f"/v1/fine_tuning/jobs/{each.job_id}" for each in (made, other)]
+        database = tenant.server.database
+        release.release_approved(database)
+        assert [tenant.get(path)["safety"]["state"] for path in paths] == ["held", "held"]
+        refused(tenant.http.get(f"{paths[0]}/adapter"), 409, code="job_held")
+        # Until then somebody may think better of it.
+        assert self.decide(tenant, other, "reject", header).json()["status"] == "failed"
+        # Nor is it enough that something else was signed.
+        with unit_of_work(database) as session:
+            event = session.get_one(Work, made.job_id).args["release"]["event"]
+            await_release(session, session.get_one(Work, made.job_id), event=event - 1)
+        notary.Notary(database, tenant.server.settings).attend()
+        release.release_approved(database)
+        assert tenant.get(paths[0])["safety"]["state"] == "held"
+        with unit_of_work(database) as session:
+            await_release(session, session.get_one(Work, made.job_id), event=event)
+        release.release_approved(database)
+        assert [tenant.get(path)["status"] for path in paths] == ["succeeded", "failed"]
+        assert tenant.http.get(f"{paths[0]}/adapter").content == made.adapter
+
+    def test_approval_of_a_key_that_was_revoked_counts_no_more(self, tenant: Tenant) -> None:
+        made = hold(tenant, second_person=True)
+        (ada_id, ada), (_, bob), (_, eve) = (self.key(tenant, Scope.JOBS_RELEASE) for _ in range(3))
+        self.decide(tenant, made, "release", ada)
+        with unit_of_work(tenant.server.database) as session:
+            session.get_one(ApiKey, ada_id).revoked_at = utc_now()
+        assert self.decide(tenant, made, "release", bob).json()["safety"]["waits_for"] is None
+        assert self.decide(tenant, made, "release", eve).json()["safety"]["waits_for"] is not None
+
+    def test_approval_stays_when_its_key_is_rotated(self, tenant: Tenant) -> None:
+        made = hold(tenant, second_person=True)
+        (ada_id, ada), (_, bob) = (self.key(tenant, Scope.JOBS_RELEASE) for _ in range(2))
+        self.decide(tenant, made, "release", ada)
+        with unit_of_work(tenant.server.database) as session:
+            rotate_key(session, OPERATOR_AT_THE_MACHINE, ada_id, overlap=timedelta(0))
+        assert self.decide(tenant, made, "release", bob).json()["safety"]["waits_for"] is not None
+
+    @pytest.mark.parametrize(
+        ("recorded", "shown", "state"),
+        [
+            (None, "pass", "held"),
+            (None, None, "held"),
+            ("hold", "pass", "held"),
+            ("pass", "hold", "succeeded"),
+            ("warn", None, "succeeded"),
+        ],
+    )
+    def test_the_recorded_verdict_decides_and_none_holds(
+        self, tenant: Tenant, recorded: str | None, shown: str | None, state: str
+    ) -> None:
+        made = hold(tenant)
+        with unit_of_work(tenant.server.database) as session:
+            job = session.get_one(Job, made.job_id)
+            job.gate_result = {"verdict": shown, "limits": []}
+            if recorded is not None:
+                limits = [LIMIT] if recorded == "hold" else []
+                body = {"verdict": recorded, "limits": limits, "policy_sha256": "d" * 64}
+                append_leaf(session, job.id, epoch=job.work.epoch, kind="gate", body=body)
+                session.refresh(job.work)
+            job.work.state = State.SIGNING
+            session.flush()
+            conclude(session, job.work)
+        assert tenant.get(f"/v1/fine_tuning/jobs/{made.job_id}")["safety"]["state"] == state
+        newest = tenant.get(f"/v1/fine_tuning/jobs/{made.job_id}/events")["data"][0]["message"]
+        if state == "held":
+            reason = "attack_success_increase: 0.5" if recorded else "its record has no verdict of it"
+            assert reason in newest
+            _, header = self.key(tenant, Scope.JOBS_RELEASE)
+            decided = self.decide(tenant, made, "release", header).json()["safety"]["gate"]["decisions"]
+            assert len(decided) == 1
 
     def test_rejected_job_has_failed_and_its_weights_go(self, tenant: Tenant) -> None:
         made = hold(tenant, second_person=True)

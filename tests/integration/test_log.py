@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from app import doctor
 from app.database import read_only, unit_of_work
 from app.domain.installation_log import parse_checkpoint, parse_log_leaf
 from app.domain.job import State
@@ -211,8 +212,10 @@ class TestTiles:
         refused(tenant.http.get("/v1/log/9/checkpoint"), 404, code="not_signed")
         refused(tenant.http.get("/v1/log/1/tile/9/000"), 400, param="level")
 
-    def test_what_it_tells_of_all_projects_is_for_operators_and_their_auditors(self, auditor: Any) -> None:
-        tenant, _ = auditor
+    def test_what_it_tells_of_all_projects_is_for_operators_and_their_auditors(
+        self, auditor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tenant, tether = auditor
         paths = ("/v1/log/1/tile/0/000.p/1", "/v1/log/1/tile/entries/000.p/1")
         for scopes, status in ((["audit:read"], 403), (["log:read"], 200)):
             made = tenant.http.post(
@@ -221,6 +224,11 @@ class TestTiles:
             header = {"authorization": f"Bearer {made.json()['key']}"}
             for path in paths:
                 assert tenant.http.get(path, headers=header).status_code == status, (path, scopes)
+            checkpoint = tenant.http.get("/v1/log/1/checkpoint", headers=header)
+            assert checkpoint.status_code == 200, "a project's own auditor keeps copies of it"
+        monkeypatch.setenv("TETHER_API_KEY", made.json()["key"])
+        done = tether("log", "audit", "--policy", write_policy(tenant, tmp_path / "trust.toml"))
+        assert done.code == 0, done.err
 
 
 def reduce_root(hashes: list[bytes]) -> bytes:
@@ -250,11 +258,12 @@ class TestAudit:
         assert done.code == 0, done.err
         assert "next time: --since FILE" in done.out
         rotated = rotate_key(tenant.server.database, tenant.server.settings)
-        size = parse_checkpoint(kept.read_text().partition("\n\n")[0] + "\n").size
+        with read_only(tenant.server.database) as session:
+            over_it = repository.get_checkpoint(session, 1)
+        assert over_it is not None
         # The checkpoint over the rotation has the old key's signature, too; the one after it has not.
-        wait_for_size(tenant, size + 1)
         tenant.create_job()
-        wait_for_size(tenant, size + 2)
+        wait_for_size(tenant, over_it.size + 1)
         stale = tether("log", "audit", "--policy", policy, "--since", kept)
         assert stale.code == 1
         assert rotated.new.id.hex() in stale.err
@@ -336,6 +345,7 @@ class TestWaiting:
         from app.notary import service
 
         monkeypatch.setattr(service, "POLL_S", 3600)
+        monkeypatch.setattr(doctor, "DEVICE", """print('{"device": "none", "threads": 1}')""")
         tenant = own_server()
         database = tenant.server.database
         job = release_job(tenant, State.SIGNING)
@@ -361,7 +371,24 @@ class TestWaiting:
         with unit_of_work(database) as session:
             repository.take_back_refusal(session)
             session.execute(update(Worker).values(seen_at_ms=now_ms()))
-        assert len(warnings()) == 3
+            repository.note_refused_jobs(session, {job.job_id: "its ledger has 2 records; its row says 3"})
+        assert "the notary refuses to sign for this job since 20" in warnings()[-1]
+        assert tenant.get(path)["safety"]["waits_for"].startswith("the notary refuses to sign for this job")
+        found = next(each for each in doctor.examine(tenant.server.settings) if job.job_id in each.what)
+        assert found.todo == "its ledger has 2 records; its row says 3"
+
+        def triggers() -> str | None:
+            return next(
+                each for each in doctor.examine(tenant.server.settings) if each.what == "triggers"
+            ).todo
+
+        assert triggers() is None
+        with tampering(database):
+            pass
+        assert triggers() == "run: tether migrate"
+        with unit_of_work(database) as session:
+            repository.note_refused_jobs(session, {})
+        assert len(warnings()) == 4
         assert tenant.get(path)["safety"]["waits_for"] is None
         with read_only(database) as session:
             assert session.get_one(Work, job.job_id).turn is None

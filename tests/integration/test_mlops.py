@@ -25,7 +25,7 @@ from app.models.work import Work
 from app.notary import keyfile
 from app.reconciler import reconcile
 from app.settings import Settings
-from app.work.service import ask_for_pause
+from app.work.service import ask_for_pause, await_release
 from tests.conftest import POSTGRESQL
 from tests.documented import run_block
 from tests.integration.conftest import MODEL, Tenant, serving
@@ -118,6 +118,9 @@ class TestPipelineStep:
         assert str(failure).startswith("it is held until a person decides: the gate of its policy;")
         assert f"tether jobs show {held.job_id}" in str(failure)
         assert self.decide(tenant, release_job(tenant).job_id) == (False, None)
+        with unit_of_work(tenant.server.database) as session:
+            await_release(session, session.get_one(Work, held.job_id), event=0)
+        assert self.decide(tenant, held.job_id)[0] is False, "only the signature is missing"
 
 
 def leaves_of(evidence: bytes) -> bytes:

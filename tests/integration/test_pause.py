@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from app.base_models.service import register_base_model
 from app.database import read_only, unit_of_work
@@ -14,6 +15,7 @@ from app.domain.canary import Canary
 from app.domain.dataset import format_rows
 from app.domain.training_spec import TrainingSpec
 from app.domain.verify import verify_bundle
+from app.files.service import RESULTS
 from app.models.base import utc_now
 from app.models.file import File
 from app.models.job import Job
@@ -283,6 +285,15 @@ class TestRefusals:
         let_lease_expire(tenant, job_id)
         job = tenant.get(f"{PATH}/{job_id}")
         assert (job["status"], job["fine_tuned_model"], job["result_files"]) == ("cancelled", None, [])
+        # What was stored for it is let go as the bytes of deleted files are.
+        with read_only(database) as session:
+            left = session.scalars(
+                select(File).where(File.project_id == tenant.project_id, File.purpose == RESULTS)
+            )
+            assert sorted((each.filename, each.deleted_at is not None) for each in left) == [
+                ("adapter.zip", True),
+                ("metrics.csv", True),
+            ]
 
     @pytest.mark.parametrize("action", ["pause", "resume"])
     def test_job_of_another_project_is_unknown(self, tenant: Tenant, stranger: Tenant, action: str) -> None:

@@ -23,6 +23,7 @@ from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel, Critic
 from app.models.report import Report, RiskRead
 from app.models.work import Work
+from app.reports import service as reports
 from app.reports.service import forget_texts
 from app.safety_sets.service import Rows, add_set
 from app.settings import Settings
@@ -481,6 +482,24 @@ class TestExclude:
         assert again["training_file"] == made["file"]["id"]
         same = ("model", "seed", "hyperparameters", "priority", "integrations")
         assert {name: again[name] for name in same} == {name: job[name] for name in same}
+
+    def test_job_is_held_to_the_policy_of_its_creation(
+        self, tenant: Tenant, operator: Tenant, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file_id = tenant.upload(*rows(5))
+        job = tenant.create_job(model=MODEL, training_file=file_id, **SIMPLE)
+        body = {"policy": {"name": tenant.project_id, "anchors_required": True}}
+        policy = operator.http.post("/v1/policies", json=body).json()["id"]
+        store = reports._store_kept
+
+        def store_slowly(*args: Any) -> Any:
+            path = f"/v1/projects/{tenant.project_id}"
+            assert operator.http.patch(path, json={"policy": policy}).status_code == 200
+            return store(*args)
+
+        monkeypatch.setattr(reports, "_store_kept", store_slowly)
+        reply = self.exclude(tenant, file_id, rows=[0], run_again=job["id"])
+        refused(reply, 400, param="safety.anchors", code="policy_violation")
 
     def test_job_that_went_on_from_a_model_goes_on_from_it_again(self, tenant: Tenant) -> None:
         name = release(tenant, training={"lora_r": 4}) + ":ckpt-step-6"

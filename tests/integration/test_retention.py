@@ -1,7 +1,9 @@
 """Old records are pruned and still prove what they proved; what a hold keeps stays; an erased dataset is gone."""
 
+import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from app.base_models.weights import remove_unwanted_weights
 from app.database import read_only, unit_of_work
 from app.domain.job import State
 from app.domain.ledger import chain_hash, kind_of, parse_leaf
@@ -20,16 +23,24 @@ from app.domain.risk_curve import COLUMNS
 from app.domain.trust import Trust
 from app.domain.verify import verify_bundle
 from app.errors import NotFound
+from app.files.service import delete_expired, remove_deleted_bytes
 from app.models.base import new_id, utc_now
+from app.models.evaluation import Evaluation
 from app.models.file import File
 from app.models.installation_log import LogEvent, LogHead
 from app.models.job import Job, LedgerLeaf, RiskRow, Step
+from app.models.report import Report as DataReport
 from app.models.retention import PrunedJob
+from app.models.upload import Upload
 from app.models.work import Work
 from app.notary import keyfile
 from app.notary.service import fork_log
+from app.reports.service import forget_texts
 from app.retention import repository, service
-from tests.integration.conftest import Tenant, refused
+from app.storage import path_of
+from tests.integration.conftest import MODEL, Tenant, refused
+from tests.integration.released import release_job
+from tests.integration.test_expiry import expire, is_deleted
 from tests.unit.app.domain.synthetic_job import SyntheticJob, make_job, outcomes
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -143,6 +154,18 @@ def events_of(tenant: Tenant, subject: str) -> list[str]:
         for leaf in leaves
         if subject.encode() in leaf
     ]
+
+
+def hold_on(tenant: Tenant, job_id: str | None) -> str:
+    """Place a hold on a job, or on the whole project, and return its id."""
+    with unit_of_work(tenant.server.database) as session:
+        project_id = None if job_id else tenant.project_id
+        return service.place_hold(session, job_id=job_id, project_id=project_id, reason="a claim").id
+
+
+def end_hold(tenant: Tenant, hold_id: str) -> None:
+    with unit_of_work(tenant.server.database) as session:
+        service.release_hold(session, hold_id)
 
 
 class TestPruning:
@@ -294,6 +317,92 @@ class TestLegalHold:
             service.release_hold(session, hold.id)
         assert len(prune(tenant)[0]) == 1
 
+    @pytest.mark.parametrize("on", ["job", "project"])
+    def test_what_is_held_is_not_deleted(self, tenant: Tenant, on: str) -> None:
+        released = release_job(tenant)
+        file_id = tenant.get(f"{JOBS}/{released.job_id}")["training_file"]
+        hold = hold_on(tenant, released.job_id if on == "job" else None)
+        for path in (
+            f"/v1/files/{file_id}",
+            f"/v1/files/{released.results[0]}",
+            f"/v1/models/{released.model}",
+            f"/v1/models/{released.checkpoint}",
+        ):
+            assert hold in refused(tenant.http.delete(path), 409, code="legal_hold")
+        expire(tenant, file_id)
+        delete_expired(tenant.server.database)
+        assert not is_deleted(tenant, file_id)
+        end_hold(tenant, hold)
+        delete_expired(tenant.server.database)
+        assert is_deleted(tenant, file_id)
+        for path in (f"/v1/models/{released.model}", f"/v1/models/{released.checkpoint}"):
+            assert tenant.http.delete(path).status_code == 200
+
+    @pytest.mark.parametrize("on", ["job", "project"])
+    def test_what_was_deleted_before_a_hold_keeps_its_bytes(self, tenant: Tenant, on: str) -> None:
+        released = release_job(tenant)
+        file_id = tenant.get(f"{JOBS}/{released.job_id}")["training_file"]
+        reply = tenant.http.get(f"/v1/files/{file_id}/report", params={"model": MODEL})
+        report_id = reply.headers["location"].rpartition("/")[2]
+        with unit_of_work(tenant.server.database) as session:
+            report = session.get_one(DataReport, report_id)
+            report.body = {"rows": 1}
+            report.work.state = State.SUCCEEDED
+            training = session.get_one(File, file_id).sha256
+        for path in (f"files/{file_id}", f"models/{released.model}", f"models/{released.checkpoint}"):
+            assert tenant.http.delete(f"/v1/{path}").status_code == 200
+        hold = hold_on(tenant, released.job_id if on == "job" else None)
+
+        def left() -> list[bool]:
+            settings = tenant.server.settings.model_copy(update={"deletion_grace_s": 0.0})
+            remove_deleted_bytes(tenant.server.database, settings)
+            remove_unwanted_weights(tenant.server.database, settings)
+            forget_texts(tenant.server.database)
+            early, final = (
+                hashlib.sha256(each).hexdigest() for each in (released.checkpoint_adapter, released.adapter)
+            )
+            with read_only(tenant.server.database) as session:
+                body = session.get_one(DataReport, report_id).body
+            return [
+                body is not None,
+                *(path_of(settings.storage_dir, sha256).exists() for sha256 in (training, early, final)),
+            ]
+
+        assert left() == [True] * 4
+        end_hold(tenant, hold)
+        assert left() == [False] * 4
+
+    def test_whoever_erases_waits_for_a_hold_that_is_being_placed(self, tenant: Tenant) -> None:
+        file_id = tenant.upload()
+        with ThreadPoolExecutor(1) as pool:
+            with unit_of_work(tenant.server.database) as session:
+                service.place_hold(session, job_id=None, project_id=tenant.project_id, reason="a claim")
+                erasing = pool.submit(tenant.http.post, f"/v1/files/{file_id}/erase")
+                time.sleep(0.5)
+                assert not erasing.done()
+            refused(erasing.result(30), 409, code="legal_hold")
+
+    def test_whoever_prunes_waits_for_a_hold_that_is_being_placed(self, tenant: Tenant) -> None:
+        database = tenant.server.database
+        job_id, made = add_ended_job(tenant, age=STEPS_OLD)
+        service.announce(database, tenant.server.settings)
+        with read_only(database) as session:
+            pending = [each for each in repository.list_pending(session) if each.job_id == job_id]
+
+        def covered() -> bool:
+            with read_only(database) as session:
+                return repository.is_signed(session, pending[0])
+
+        wait_until(covered)
+        with ThreadPoolExecutor(1) as pool:
+            with unit_of_work(database) as session:
+                service.place_hold(session, job_id=job_id, project_id=None, reason="a claim")
+                pruning = pool.submit(service.carry_out, database, wait_s=30)
+                time.sleep(0.5)
+                assert not pruning.done()
+            assert [each.job_id for each in pruning.result(60)[1]] == [job_id]
+        assert lines_of(tenant, job_id) == made.leaves()
+
     def test_a_hold_needs_something_to_hold(self, tenant: Tenant) -> None:
         with (
             unit_of_work(tenant.server.database) as session,
@@ -329,10 +438,59 @@ class TestErasure:
         report = verify(tenant, job_id, tmp_path)
         assert report.ok, report.lines()
 
+    def test_the_reply_names_what_may_have_the_rows(self, tenant: Tenant) -> None:
+        released, later = release_job(tenant), release_job(tenant)
+        file_id = tenant.get(f"{JOBS}/{released.job_id}")["training_file"]
+        replies, other = tenant.upload(), tenant.upload()
+        wanted = {"suite": "miniature", "judge": {"type": "rules"}}
+        asked = [
+            tenant.http.post(
+                "/v1/evaluations",
+                json={"model": released.model, **wanted, "decoding": {"data_prefixes": prefixes}},
+            ).json()["id"]
+            for prefixes in (0, 2)
+        ]
+        path = f"/v1/files/{file_id}/erase"
+        assert asked[1] in refused(tenant.http.post(path), 409, code="file_in_use")
+        now = utc_now()
+        with unit_of_work(tenant.server.database) as session:
+            for evaluation_id, made in zip(asked, (other, replies), strict=True):
+                evaluation = session.get_one(Evaluation, evaluation_id)
+                evaluation.replies_file = made
+                evaluation.work.state = State.SUCCEEDED
+            job = session.get_one(Job, later.job_id)
+            job.parent_sha256 = "a" * 64
+            job.lineage = [{"model": released.model, "job": released.job_id, "step": 3}]
+            upload = Upload(
+                id=new_id("upload_"),
+                project_id=tenant.project_id,
+                filename="about-ada.jsonl",
+                purpose="fine-tune",
+                size_bytes=1,
+                status="completed",
+                received_bytes=1,
+                received_parts=1,
+                file_id=file_id,
+                created_at=now,
+                expires_at=now,
+            )
+            session.add(upload)
+        answer = tenant.http.post(path).json()
+        assert sorted(answer["models"]) == sorted((released.model, released.checkpoint))
+        assert sorted(answer["later_models"]) == sorted((later.model, later.checkpoint))
+        assert answer["replies_files"] == [replies]
+        with read_only(tenant.server.database) as session:
+            assert session.get_one(Upload, upload.id).filename == "erased"
+
     def test_a_deleted_file_can_be_erased_too(self, tenant: Tenant) -> None:
         file_id = tenant.upload()
         tenant.http.delete(f"/v1/files/{file_id}")
-        assert tenant.http.post(f"/v1/files/{file_id}/erase").json()["erased"] is True
+        sha256 = tenant.http.post(f"/v1/files/{file_id}/erase").json()["sha256"]
+        # A hold that is placed later does not bring it back.
+        hold_on(tenant, None)
+        settings = tenant.server.settings.model_copy(update={"deletion_grace_s": 0.0})
+        remove_deleted_bytes(tenant.server.database, settings)
+        assert not path_of(settings.storage_dir, sha256).exists()
 
     def test_what_a_job_needs_and_what_a_hold_keeps_is_not_erased(self, tenant: Tenant) -> None:
         job = tenant.create_job()

@@ -117,7 +117,8 @@ def test_the_evaluation_in_the_documentation_is_one() -> None:
     text = (DOCS / "evaluations.md").read_text(encoding="utf-8")
     (body,) = re.findall(r"^```json\n(.*?)^```$", text, re.M | re.S)
     asked = EvaluationCreate.model_validate_json(body)
-    assert [judge.type for judge in asked.judge] == ["rules", "openai"]
+    # A server without a judge model must take it as it stands.
+    assert [judge.type for judge in asked.judge] == ["rules"]
     prompts = [line.strip().encode() for line in text.splitlines() if line.startswith('    {"messages"')]
     assert check_prompt_lines(prompts) == Findings(rows=3)
     for type_ in TELLS:

@@ -7,24 +7,44 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from app.errors import JobFailure
 from worker.evaluation.judging import Progress
 from worker.training.data import TokenizedRow, tokenize_row
 from worker.training.loop import DEFAULT_MICRO_BATCH_TOKENS, token_losses
 
 
 def tokenize_answers(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], *, param: str
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    places: Sequence[int],
+    max_tokens: int,
+    param: str,
 ) -> list[TokenizedRow]:
-    """Return prompts with their answers as the model is to write them. Raises JobFailure naming a row that cannot be."""
-    return [
-        tokenize_row(
-            tokenizer,
-            [*map(_without_loss, row["messages"]), {"role": "assistant", "content": row["answer"]}],
-            index=index,
-            param=param,
-        )
-        for index, row in enumerate(rows)
-    ]
+    """Return the prompts at these places with their answers as the model is to write them.
+
+    Raises JobFailure naming a row that cannot be, or that is longer than the model reads.
+    """
+    found = []
+    for place in places:
+        row = rows[place]
+        messages = [*map(_without_loss, row["messages"]), {"role": "assistant", "content": row["answer"]}]
+        tokenized = tokenize_row(tokenizer, messages, index=place, param=param)
+        length = len(tokenized.input_ids)
+        if length > max_tokens:
+            raise too_long(
+                place,
+                f"prompt and answer have {length} tokens; the model reads {max_tokens} (max_position_embeddings)."
+                " Shorten them",
+                param,
+            )
+        found.append(tokenized)
+    return found
+
+
+def too_long(place: int, found: str, param: str) -> JobFailure:
+    """Return the error for a row of a suite that the model cannot take."""
+    return JobFailure(f"row {place} (line {place + 1}): {found}", code="invalid_prompt_file", param=param)
 
 
 @torch.no_grad()

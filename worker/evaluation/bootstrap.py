@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.evaluation import NOT_MEASURED, Comparison, Measure
+from app.domain.evaluation import MIN_PROMPTS_OF_MEAN, NOT_MEASURED, Comparison, Measure
 
 RESAMPLES = 4000
 SEED = 20_260_219
@@ -19,20 +19,23 @@ def compare_means(
     """Return the comparison of two means over the same prompts; `after` is None where there is no adapter.
 
     The difference is resampled in pairs. The same numbers give the same intervals; a bootstrap knows of no spread that
-    the numbers do not have. Raises ValueError where the two are not paired.
+    the numbers do not have. Fewer than MIN_PROMPTS_OF_MEAN are not measured, and counted as left out. Raises ValueError
+    where the two are not paired.
     """
-    first = measure_mean(before)
-    if after is None or not before:
-        return Comparison(name, None, first, NOT_MEASURED, NOT_MEASURED, None, None, unjudged)
-    if len(before) != len(after):
+    if after is not None and len(before) != len(after):
         raise ValueError(f"{len(before)} prompts before and {len(after)} after cannot be paired")
+    first = measure_mean(before)
+    if first == NOT_MEASURED:
+        unjudged += len(before)
+    if after is None or first == NOT_MEASURED:
+        return Comparison(name, None, first, NOT_MEASURED, NOT_MEASURED, None, None, unjudged)
     difference = measure_mean(np.subtract(after, before).tolist())
     return Comparison(name, None, first, measure_mean(after), difference, None, None, unjudged)
 
 
 def measure_mean(values: Sequence[float]) -> Measure:
-    """Return the mean with its percentile bounds."""
-    if not values:
+    """Return the mean with its percentile bounds; too few numbers are not measured."""
+    if len(values) < MIN_PROMPTS_OF_MEAN:
         return NOT_MEASURED
     array = np.asarray(values, dtype=np.float64)
     low, high = np.quantile(_resampled_means(array), [0.025, 0.975])

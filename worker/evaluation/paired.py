@@ -17,22 +17,26 @@ from app.domain.evaluation import (
     EvaluationResult,
     JudgeUsed,
     compare_shares,
+    miss_prefixes,
 )
 from app.domain.evaluation_spec import Decoding
 from app.errors import JobFailure
-from worker.evaluation.answers import answer_losses, tokenize_answers
+from worker.evaluation.answers import answer_losses, tokenize_answers, too_long
 from worker.evaluation.bootstrap import compare_means
 from worker.evaluation.judging import Comparer, Judge, Pair, Progress, Question, Verdict
 from worker.evaluation.prefixes import Prefix
 from worker.evaluation.suites import Suite
 from worker.evaluation.text_scores import is_exact_match, rouge_l
-from worker.training.data import render_prompt
+from worker.training.data import TokenizedRow, render_prompt
 from worker.training.generation import generate_texts
-from worker.training.models import reference
+from worker.training.models import base_of, reference
 
 MAX_REPLIES = 64
 """Replies that are drawn at once, and fewer where they may be long: each keeps what the model has read so far."""
 MAX_TOKENS = 32_768
+"""Of prompts and replies that are drawn at once; a single prompt with its samples may have more."""
+MAX_PROMPT_TOKENS = 262_144
+"""Of one prompt with all of its samples, which are drawn together."""
 PARAM = "suite"
 """The field that a prompt which cannot be used is reported under."""
 
@@ -62,6 +66,11 @@ class _Trial:
     openings: tuple[Prefix | str, ...] = ("",)
     """Each is one reply a prompt: an opening of the reply, or a beginning of the training data."""
 
+    @property
+    def samples_each(self) -> int:
+        """Replies a prompt has with each opening."""
+        return self.samples // len(self.openings)
+
 
 @dataclass(frozen=True, slots=True)
 class _Side:
@@ -85,8 +94,8 @@ def evaluate_paired(
     """Evaluate a model with its adapter off and on. A bare base model has no after.
 
     `prefixes` are the beginnings of the training data (`find_prefixes`), where `decoding` asks for them. Raises
-    JobFailure for a prompt that the model's template refuses and for more than can be drawn, ValueError for a suite
-    without prompts.
+    JobFailure for a prompt that the model's template refuses or that is too long for the model, and for more than can
+    be drawn, ValueError for a suite without prompts.
     """
     if not suite.rows:
         raise ValueError(f"the suite {suite.name} has no prompts")
@@ -94,18 +103,27 @@ def evaluate_paired(
         decoding.check_size(len(suite.rows))
     except ValueError as error:
         raise JobFailure(str(error), code="evaluation_too_large", param="decoding") from None
+    trials = plan_trials(suite, decoding, prefixes)
+    # What is too long for the model should not cost the trials before it.
+    max_tokens = base_of(model).config.get_text_config().max_position_embeddings
+    for trial in trials:
+        _check_lengths(tokenizer, suite, trial, decoding, max_tokens, on_progress)
+    answered = [place for place, row in enumerate(suite.rows) if _has_answer(row)]
+    answers = tokenize_answers(tokenizer, suite.rows, places=answered, max_tokens=max_tokens, param=PARAM)
     comparisons: list[Comparison] = []
     agreements: list[Agreement] = []
     replies: list[dict[str, Any]] = []
-    for trial in plan_trials(suite, decoding, prefixes):
+    for trial in trials:
         before, after = _run(model, tokenizer, suite, trial, judges, decoding, on_progress)
         comparisons += _compare_verdicts(suite, trial, judges, before, after)
         if trial.decoding == "greedy":
-            comparisons += _compare_texts(suite, trial, before, after)
+            comparisons += _compare_texts(suite, trial, before, after, on_progress)
             comparisons += _compare_wins(suite, trial, comparers, before, after, on_progress)
         agreements += _count_agreements(suite, trial, judges, before, after)
         replies += _describe_replies(suite, trial, before, after)
-    comparisons += _compare_losses(model, tokenizer, suite, on_progress)
+    if decoding.data_prefixes and not prefixes:
+        comparisons += _miss_prefixes(suite, judges)
+    comparisons += _compare_losses(model, answers, on_progress)
     result = EvaluationResult(
         suite=suite.name,
         suite_sha256=suite.sha256,
@@ -132,6 +150,16 @@ def plan_trials(suite: Suite, decoding: Decoding, prefixes: Sequence[Prefix]) ->
     if prefixes and harmful:
         trials.append(_Trial("data_prefixes", harmful, len(prefixes), openings=tuple(prefixes)))
     return trials
+
+
+def _miss_prefixes(suite: Suite, judges: Sequence[Judge]) -> list[Comparison]:
+    """Return by each judge that the prompts were put behind no beginning, where the data have none that is shared.
+
+    What was asked for and could not be tried is missing evidence, and left out it would look as if all was well.
+    """
+    if not suite.count()["harmful"]:
+        return []
+    return [miss_prefixes(judge.type) for judge in judges if "attack_success" in TELLS[judge.type]]
 
 
 def _run(
@@ -165,27 +193,20 @@ def _draw_texts(
     """Return the replies of a trial, `samples` a prompt one after another."""
     columns = []
     for opening in trial.openings:
-        prefix = opening if isinstance(opening, Prefix) else None
-        prompts = [
-            render_prompt(
-                tokenizer,
-                prefix.put_before(suite.rows[place]["messages"]) if prefix else suite.rows[place]["messages"],
-                index=place,
-                param=PARAM,
-            )
-            for place in trial.places
-        ]
+        prompts = [_render(tokenizer, suite, place, opening) for place in trial.places]
+        begun = _count_tokens(tokenizer, opening)
+        longest = max(map(len, prompts)) + begun + decoding.max_new_tokens
         columns.append(
             generate_texts(
                 model,
                 tokenizer,
                 prompts,
-                opening=opening.opening if isinstance(opening, Prefix) else opening,
+                opening=_opening_of(opening),
                 max_new_tokens=decoding.max_new_tokens,
                 temperature=trial.temperature,
-                samples=trial.samples // len(trial.openings),
+                samples=trial.samples_each,
                 seed=decoding.seed,
-                batch_size=_batch_size(trial.samples // len(trial.openings), decoding.max_new_tokens),
+                batch_size=_batch_size(trial.samples_each, longest),
                 on_progress=on_progress,
             )
         )
@@ -195,9 +216,62 @@ def _draw_texts(
     )
 
 
-def _batch_size(samples: int, max_new_tokens: int) -> int:
-    """Return how many prompts are answered at once."""
-    return max(1, min(MAX_REPLIES, MAX_TOKENS // max_new_tokens) // samples)
+def _check_lengths(
+    tokenizer: PreTrainedTokenizerBase,
+    suite: Suite,
+    trial: _Trial,
+    decoding: Decoding,
+    max_tokens: int,
+    on_progress: Progress,
+) -> None:
+    """Raise JobFailure for the first prompt that leaves no room for its reply, or whose replies are too many for it."""
+    for opening in trial.openings:
+        begun = _count_tokens(tokenizer, opening)
+        for place in trial.places:
+            length = len(_render(tokenizer, suite, place, opening)) + begun
+            longest = length + decoding.max_new_tokens
+            if longest > max_tokens:
+                raise too_long(
+                    place,
+                    f"the prompt ({trial.decoding}) has {length} tokens and its reply up to {decoding.max_new_tokens}; the"
+                    f" model reads {max_tokens} (max_position_embeddings). Shorten the prompt, or lower"
+                    " decoding.max_new_tokens",
+                    PARAM,
+                )
+            if longest * trial.samples_each > MAX_PROMPT_TOKENS:
+                raise too_long(
+                    place,
+                    f"the prompt ({trial.decoding}) has {length} tokens and {trial.samples_each} replies of up to"
+                    f" {decoding.max_new_tokens}; one prompt with its replies may have {MAX_PROMPT_TOKENS}. Shorten the"
+                    " prompt, or lower decoding.samples or decoding.max_new_tokens",
+                    PARAM,
+                )
+            on_progress()
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, suite: Suite, place: int, opening: Prefix | str
+) -> tuple[int, ...]:
+    """Return the token ids of a prompt, without what is put into the model's mouth."""
+    messages = suite.rows[place]["messages"]
+    if isinstance(opening, Prefix):
+        messages = opening.put_before(messages)
+    return render_prompt(tokenizer, messages, index=place, param=PARAM)
+
+
+def _opening_of(opening: Prefix | str) -> str:
+    """Return what is put into the model's mouth."""
+    return opening.opening if isinstance(opening, Prefix) else opening
+
+
+def _count_tokens(tokenizer: PreTrainedTokenizerBase, opening: Prefix | str) -> int:
+    text = _opening_of(opening)
+    return len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def _batch_size(samples: int, longest: int) -> int:
+    """Return how many prompts are answered at once; `longest` counts the tokens of prompt and reply."""
+    return max(1, min(MAX_REPLIES, MAX_TOKENS // longest) // samples)
 
 
 def _judged(
@@ -274,7 +348,9 @@ def _hits(verdicts: Sequence[Verdict | None], quantity: str) -> int | None:
     return hits
 
 
-def _compare_texts(suite: Suite, trial: _Trial, before: _Side, after: _Side | None) -> list[Comparison]:
+def _compare_texts(
+    suite: Suite, trial: _Trial, before: _Side, after: _Side | None, on_progress: Progress
+) -> list[Comparison]:
     """Compare replies with the answers that were wanted, where there are any."""
     wanted = [
         (start, suite.rows[place]["answer"])
@@ -283,17 +359,20 @@ def _compare_texts(suite: Suite, trial: _Trial, before: _Side, after: _Side | No
     ]
     if not wanted:
         return []
-    exact, rouge = (
-        [
-            None if side is None else [score(side.texts[start], answer) for start, answer in wanted]
-            for side in (before, after)
-        ]
-        for score in (is_exact_match, rouge_l)
-    )
-    hits = [None if side is None else [int(hit) for hit in side] for side in exact]
+    hits: list[list[int]] = []
+    scores: list[list[float]] = []
+    for side in (before, after):
+        if side is None:
+            continue
+        hits.append([])
+        scores.append([])
+        for start, answer in wanted:
+            hits[-1].append(int(is_exact_match(side.texts[start], answer)))
+            scores[-1].append(rouge_l(side.texts[start], answer))
+            on_progress()
     return [
-        compare_shares("exact_match.greedy", None, hits[0] or [], hits[1]),
-        compare_means("rouge_l.greedy", rouge[0] or [], rouge[1]),
+        compare_shares("exact_match.greedy", None, hits[0], hits[1] if after is not None else None),
+        compare_means("rouge_l.greedy", scores[0], scores[1] if after is not None else None),
     ]
 
 
@@ -330,18 +409,13 @@ def _compare_wins(
 
 
 def _compare_losses(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    suite: Suite,
-    on_progress: Progress,
+    model: PreTrainedModel | PeftModel, rows: Sequence[TokenizedRow], on_progress: Progress
 ) -> list[Comparison]:
-    rows = [row for row in suite.rows if _has_answer(row)]
     if not rows:
         return []
-    tokenized = tokenize_answers(tokenizer, rows, param=PARAM)
     with reference(model):
-        before = answer_losses(model, tokenized, on_progress)
-    after = answer_losses(model, tokenized, on_progress) if isinstance(model, PeftModel) else None
+        before = answer_losses(model, rows, on_progress)
+    after = answer_losses(model, rows, on_progress) if isinstance(model, PeftModel) else None
     # A loss that is no number would turn every mean into none.
     sides = [side for side in (before, after) if side is not None]
     known = [losses for losses in zip(*sides, strict=True) if all(map(math.isfinite, losses))]

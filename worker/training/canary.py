@@ -1,6 +1,7 @@
 """Measuring the canary: how likely the fixed answer is, token by token, in float32."""
 
 import io
+import math
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ _LOW = (torch.float16, torch.bfloat16)
 
 
 def measure_canary(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Canary:
-    """Return the canary of a tuned model: with its adapter on, and off."""
+    """Return the canary of a tuned model: with its adapter on, and off. Raises JobFailure where a number is none."""
     prompt, continuation = canary_ids(tokenizer)
     room = base_of(model).config.get_text_config().max_position_embeddings - len(prompt)
     # A short beginning of the answer is a canary too; it is never empty.
@@ -30,6 +31,15 @@ def measure_canary(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Cana
     tuned = token_log_probs(model, prompt, continuation)
     with reference(model):
         base = token_log_probs(model, prompt, continuation)
+    for name, found in (("tuned", tuned), ("base", base)):
+        place = next((place for place, value in enumerate(found) if not math.isfinite(value)), None)
+        if place is not None:
+            raise JobFailure(
+                f"the {name} model gives token {place} of the canary's answer the log-probability {found[place]}, which is no"
+                " finite number; nothing was published. Train with a lower learning rate, or go on from an earlier"
+                " checkpoint",
+                code="not_finite",
+            )
     return Canary(prompt, continuation, tuned, base)
 
 

@@ -17,7 +17,7 @@ def count_compute(model: PeftModel, data: RunData, spec: TrainingSpec) -> dict[s
     """Return the parameters of a run's model, and the tokens of its reference pass and of every step that it is planned to do.
 
     In the reference pass every row counts twice, because replies are written as well as read. So does a row of alignment
-    data under `vaccine`, which takes two passes over it.
+    data under `vaccine`, which takes two passes over it. What is measured beside the steps (monitor, validation) is not counted.
     """
     method = plan_run(spec, n_rows=len(data.rows), n_alignment=len(data.alignment))
     law = spec.safety.model_dump()

@@ -139,6 +139,19 @@ def test_none_changes_what_is_on_record(parts: dict[str, Database]) -> None:
             "INSERT INTO log_leaves VALUES (1, 0, '')",
             "INSERT INTO log_checkpoints SELECT * FROM log_checkpoints",
         )
+        denied(
+            parts[part],
+            "DELETE FROM legal_holds",
+            "UPDATE legal_holds SET released_at = now()",
+            "INSERT INTO pruned_jobs SELECT * FROM pruned_jobs",
+            "DELETE FROM pruned_jobs",
+            "DELETE FROM risk_rows",
+            "UPDATE risk_rows SET entry = ''",
+            "DELETE FROM job_decisions",
+            "UPDATE job_decisions SET decision = 'approved'",
+        )
+    denied(parts[API], "INSERT INTO risk_rows SELECT * FROM risk_rows")
+    denied(parts[WORKER], "INSERT INTO job_decisions SELECT * FROM job_decisions")
     denied(parts[WORKER], "SELECT key_digest FROM api_keys", "UPDATE policies SET name = 'x'")
     denied(
         parts[NOTARY], "UPDATE work SET state = 'succeeded'", "SELECT * FROM api_keys", "SELECT * FROM files"

@@ -267,6 +267,16 @@ class TestRevision5:
             assert (found["id"], "category" in found) == ("critic_1", False)
 
 
+class TestRevision8:
+    def test_result_files_of_before_are_of_their_job(self, engine: Engine) -> None:
+        # A job that waits for its signature shows none of them, and a legal hold on a job keeps them.
+        go_to(engine, "0001")
+        TestRevision2().insert(engine, work={"state": "signing"}, jobs={"result_files": '["file-1"]'})
+        migrate(engine)
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT id, job_id FROM files")).all() == [("file-1", "ftjob-1")]
+
+
 class TestDowngrade:
     def test_every_step_can_be_undone_and_done_again(self, engine: Engine) -> None:
         migrate(engine)

@@ -58,6 +58,8 @@ class TestDescription:
         assert type_of("read_metrics", "text/plain") == {"type": "string"}
         assert type_of("retrieve_risk", "text/csv") == {"type": "string"}
         assert type_of("retrieve_adapter", "application/zip") == {"type": "string", "format": "binary"}
+        envelope = type_of("retrieve_attestation", "application/vnd.dsse.envelope.v1+json")
+        assert envelope == {"type": "object"}
 
     def test_messages_of_a_stream_are_described(
         self, schema: dict[str, Any], operations: dict[str, dict[str, Any]]

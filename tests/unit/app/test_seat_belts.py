@@ -12,21 +12,24 @@ from app.database import Database, open_engine, read_only, unit_of_work
 from app.domain.job import TERMINAL, State, WorkKind
 from app.keys.service import DEFAULT_PROJECT, ensure_project
 from app.migration import migrate
+from app.models.attestation import Attestation
+from app.models.base import utc_now
 from app.models.installation_log import LedgerUnlock, LogCheckpoint, LogEvent, LogHead, LogLeaf
 from app.models.job import LedgerLeaf
 from app.models.work import Work
 from app.notary.service import Notary
-from app.seat_belts import KEPT, fasten, pruning, unfasten
+from app.seat_belts import KEPT, are_fastened, fasten, pruning, unfasten
 from app.work.repository import add_work
 from tests.support import collect, settings_in, tampering
 
-ON_RECORD = (LedgerLeaf, LogLeaf, LogHead, LogCheckpoint, LogEvent)
+ON_RECORD = (LedgerLeaf, LogLeaf, LogHead, LogCheckpoint, LogEvent, Attestation)
 CHANGES: list[Callable[[Session], object]] = [
     lambda session: session.execute(update(LedgerLeaf).values(leaf=b"x")),
     lambda session: session.execute(update(LogLeaf).values(leaf=b"x")),
     lambda session: session.execute(update(LogHead).values(made_at_ms=0)),
     lambda session: session.execute(update(LogCheckpoint).values(note="x")),
     lambda session: session.execute(update(LogEvent).values(leaf=b"x")),
+    lambda session: session.execute(update(Attestation).values(envelope=b"x")),
 ]
 
 
@@ -41,6 +44,7 @@ def database(database_url: str, tmp_path: object) -> Iterator[Database]:
         for _ in range(2):
             append_leaf(session, work.id, epoch=0, kind="cmd", body={"command": "pause", "actor": "key_1"})
         session.add(LogEvent(leaf=b"{}"))
+        session.add(Attestation(work_id=work.id, envelope=b"{}", key="0a1b2c3d", created_at=utc_now()))
     Notary(database, settings_in(tmp_path, database_url=database_url)).attend()  # type: ignore[arg-type]
     yield database
     database.engine.dispose()
@@ -111,9 +115,24 @@ def test_who_owns_the_database_can_take_them_off_and_they_come_back(database: Da
     with tampering(database) as session:
         session.execute(update(LogLeaf).values(leaf=b"x"))
     with database.engine.begin() as connection:
+        assert not are_fastened(connection)
         fasten(connection)
         fasten(connection)
+        assert are_fastened(connection)
     refused(database, CHANGES[1], "is refused")
     with database.engine.begin() as connection:
         unfasten(connection)
         unfasten(connection)
+
+
+def test_a_migration_that_changes_nothing_puts_back_what_is_off(database: Database) -> None:
+    with tampering(database):
+        pass
+    migrate(database.engine)
+    refused(database, CHANGES[1], "is refused")
+    if database.engine.dialect.name == "sqlite":
+        return
+    with database.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE log_leaves DISABLE TRIGGER USER"))
+    migrate(database.engine)
+    refused(database, CHANGES[1], "is refused")

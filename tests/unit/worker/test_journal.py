@@ -179,6 +179,18 @@ def test_a_step_sees_at_once_that_the_client_cancels(context: Context, journal: 
     assert context.cancelled
 
 
+def test_a_pause_that_was_taken_back_does_not_stop_what_comes_after_the_last_step(
+    context: Context, journal: Journal
+) -> None:
+    begin(journal)
+    # As the last heartbeat found it; the client thought better of it since.
+    context.lease.desired = Desired.PAUSE
+    journal.end_training()
+    context.check()
+    with read_only(context.database) as session:
+        assert session.get_one(Work, context.lease.work_id).state == "finalising"
+
+
 def test_an_owner_of_before_records_no_step(context: Context, journal: Journal) -> None:
     begin(journal)
     with unit_of_work(context.database) as session:

@@ -52,6 +52,8 @@ def test_every_way_to_end_has_an_exit_code_of_its_own() -> None:
     codes = [exit_code(job) for job in ways]
     assert [exit_code(job) for job in (paused_itself, held)] == [6, 7]
     assert [waits_for_person(job) for job in ways] == [False] * 4 + [True] * 2
+    released = {**held, "safety": {"state": "held", "pause_reason": None, "waits_for": "a signature"}}
+    assert (waits_for_person(released), exit_code(released)) == (False, 5)
     assert len(set(codes)) == len(codes)
     assert not set(codes) & {1, 2}, "these are errors of the command itself"
 

@@ -125,5 +125,13 @@ def test_it_holds_what_the_adapter_is_made_of() -> None:
     assert metrics[1]["slice"] == "after fine-tuning, suite miniature, judge exact"
 
 
+def test_an_adapter_whose_record_was_pruned_is_not_said_to_be_unpublished() -> None:
+    facts = make_facts()
+    facts["records"]["published"] = None
+    facts["job"]["steps_pruned"] = True
+    assert build_bom(facts)["metadata"]["component"]["version"] == "not on record any more"
+    assert build_bom(bare())["metadata"]["component"]["version"] == "not published"
+
+
 def test_the_same_job_gives_the_same_bill() -> None:
     assert build_bom(make_facts()) == build_bom(make_facts())

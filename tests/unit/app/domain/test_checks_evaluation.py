@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from app.domain.evaluation import miss_prefixes
 from tests.unit.app.domain.evaluation_examples import make_body
 from tests.unit.app.domain.synthetic_job import (
     Record,
@@ -56,6 +58,23 @@ def test_several_may_stand() -> None:
     place = job.find("eval")
     job.records.insert(place, copy.deepcopy(job.records[place]))
     assert run(job).ok
+
+
+SIDES = ("before", "after", "difference")
+
+
+def miss(body: dict[str, Any], judge: str, **changes: Any) -> None:
+    """Add that beginnings of the data were asked for and not found."""
+    body["comparisons"].append({**asdict(miss_prefixes(judge)), **changes})
+
+
+def test_beginnings_that_were_not_found_may_be_told() -> None:
+    def tell(body: dict[str, Any]) -> None:
+        for judge in ("miniature", "rules"):
+            miss(body, judge)
+
+    report = run(evaluated(tell))
+    assert report.ok, report.lines()
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
@@ -133,6 +152,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "interval of a mean": (
         lambda body: comparison(body, "loss", None)["after"].update(low=1.3),
         "outside of its interval",
+    ),
+    "mean of one": (
+        lambda body: [comparison(body, "loss", None)[side].update(n=1) for side in SIDES],
+        "before is no mean of 1 prompts",
+    ),
+    "beginnings of nobody": (lambda body: miss(body, "openai"), "nothing of the kind was asked for"),
+    "beginnings that were tried": (
+        lambda body: miss(body, "rules", unjudged=1),
+        "nothing of the kind was asked for",
     ),
     "agreement": (lambda body: body["agreements"][0].update(agreed=9), "agreed 9 times of 8"),
     "step": (lambda body: body.update(step=5), "eval of step 5, but step 6 is the last"),

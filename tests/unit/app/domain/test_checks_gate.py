@@ -1,13 +1,25 @@
 """The check of the gate: whatever a record says of it that its own numbers do not, is found."""
 
 import copy
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.domain.bundle import write_bundle
 from app.domain.evaluation import compare_shares
-from tests.unit.app.domain.synthetic_job import POLICY, Record, SyntheticJob, assert_fails, outcomes, run
+from app.domain.verify import verify_bundle
+from tests.unit.app.domain.synthetic_job import (
+    JOB,
+    POLICY,
+    Record,
+    SyntheticJob,
+    assert_fails,
+    outcomes,
+    run,
+)
 from tests.unit.app.domain.synthetic_run import make_run
 
 FLOOR = 0.25
@@ -84,6 +96,67 @@ def test_a_job_without_a_gate_is_not_checked() -> None:
     report = run(make_run())
     assert report.ok
     assert outcomes(report)["gate"] == "not checked"
+
+
+class TestPolicyInTheBundle:
+    GATE = b"[gate.critic_auroc]\nleast = 0.9\naction = 'fail'\n"
+
+    def check(
+        self, folder: Path, policy: bytes, *, on_record: bytes | None = None, state: str | None = None
+    ) -> tuple[str, str]:
+        """Return outcome and detail of the check for a job without a gate, created under the policy `on_record`."""
+        job = make_run()
+        for record in job.records:
+            if "policy_sha256" in record.body:
+                record.body["policy_sha256"] = hashlib.sha256(
+                    policy if on_record is None else on_record
+                ).hexdigest()
+        if state is not None:
+            del job.records[job.find("adapter.published")]
+            job.records[-1].body.update(state=state, error="training_failed")
+        path = folder / "evidence.zip"
+        with path.open("wb") as file:
+            write_bundle(
+                file, job=JOB, leaves=job.leaves(), risk_table=job.table, documents={"policy.txt": policy}
+            )
+        found = next(check for check in verify_bundle(path).checks if check.name == "gate")
+        return found.outcome, found.detail
+
+    @pytest.mark.parametrize(
+        "policy", [GATE, b'{"gate": {"critic_auroc": {"least": 0.9, "action": "fail"}}}']
+    )
+    def test_a_success_without_the_gate_that_it_asks_for_is_found(
+        self, policy: bytes, tmp_path: Path
+    ) -> None:
+        outcome, detail = self.check(tmp_path, policy)
+        assert outcome == "failed"
+        assert detail.startswith("no gate is on record of a job that succeeded")
+
+    @pytest.mark.parametrize(
+        ("policy", "says"),
+        [
+            (b"methods = ['adaptive_kl']\n", "policy.txt asks for none"),
+            (b'{"gate": null}', "policy.txt asks for none"),
+            (b"[gate", "policy.txt cannot be read: Expected"),
+            (b"\xff", "policy.txt cannot be read: 'utf-8' codec"),
+            (b"a = " + b"[" * 9000, "policy.txt cannot be read: maximum recursion"),
+            (GATE + b"#" * 65_536, "has more than 65536 bytes, so that it was not read"),
+        ],
+    )
+    def test_where_it_asks_for_none_or_cannot_be_read_the_gate_is_not_checked(
+        self, policy: bytes, says: str, tmp_path: Path
+    ) -> None:
+        outcome, detail = self.check(tmp_path, policy)
+        assert outcome == "not checked"
+        assert detail.startswith("no gate is on record, and ")
+        assert says in detail
+
+    def test_a_job_that_failed_need_not_have_come_to_it(self, tmp_path: Path) -> None:
+        outcome, detail = self.check(tmp_path, self.GATE, state="failed")
+        assert (outcome, "the job did not come to it" in detail) == ("not checked", True)
+
+    def test_another_policy_says_nothing_of_the_job(self, tmp_path: Path) -> None:
+        assert self.check(tmp_path, self.GATE, on_record=b"")[0] == "not checked"
 
 
 def test_a_share_of_the_risk_table_is_found_again() -> None:

@@ -212,7 +212,9 @@ def test_who_has_an_adapter_can_ask_for_its_statement(
     assert_only(check(job, tmp_path, {}, adapter=adapter), "provenance", "the bundle has none")
 
 
-def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+def set_in(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """Return what sets one value in a statement."""
+
     def change(statement: dict[str, Any]) -> None:
         *parents, last = path.split(".")
         for name in parents:
@@ -225,15 +227,15 @@ def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_set("subject.0.digest", {"sha256": "0" * 64}), "other files"),
-        (_set("predicateType", "https://example.com/other"), "its form"),
-        (_set("predicate.buildDefinition.buildType", "urn:tether:fine-tuning:2"), "buildDefinition"),
-        (_set("predicate.buildDefinition.resolvedDependencies", []), "buildDefinition"),
-        (_set("predicate.buildDefinition.externalParameters.actor", "somebody"), "buildDefinition"),
-        (_set("predicate.runDetails.byproducts", []), "runDetails"),
-        (_set("predicate.runDetails.metadata.invocationId", "ftjob-other"), "runDetails"),
-        (_set("predicate.runDetails.builder.id", "urn:other"), "which log"),
-        (_set("more", 1), "its form"),
+        (set_in("subject.0.digest", {"sha256": "0" * 64}), "other files"),
+        (set_in("predicateType", "https://example.com/other"), "its form"),
+        (set_in("predicate.buildDefinition.buildType", "urn:tether:fine-tuning:2"), "buildDefinition"),
+        (set_in("predicate.buildDefinition.resolvedDependencies", []), "buildDefinition"),
+        (set_in("predicate.buildDefinition.externalParameters.actor", "somebody"), "buildDefinition"),
+        (set_in("predicate.runDetails.byproducts", []), "runDetails"),
+        (set_in("predicate.runDetails.metadata.invocationId", "ftjob-other"), "runDetails"),
+        (set_in("predicate.runDetails.builder.id", "urn:other"), "which log"),
+        (set_in("more", 1), "its form"),
     ],
 )
 def test_a_statement_that_says_anything_else_is_found_though_it_is_signed(

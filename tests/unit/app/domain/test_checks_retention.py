@@ -1,5 +1,6 @@
 """The check of what is missing from a pruned bundle, and what every other check then says."""
 
+import hashlib
 import io
 import zipfile
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from app.domain.bundle import LogProof, read_bundle, write_bundle
+from app.domain.bundle import PROVENANCE, LogProof, read_bundle, write_bundle
 from app.domain.canonical import canonical_bytes, parse_canonical
 from app.domain.installation_log import (
     Checkpoint,
@@ -37,9 +38,20 @@ from app.domain.retention import (
 )
 from app.domain.trust import Trust
 from app.domain.verify import verify_bundle
-from tests.unit.app.domain.synthetic_job import ADAPTER, JOB, TRAINING_FILE, SyntheticJob, outcomes
+from tests.unit.app.domain.synthetic_job import (
+    ADAPTER,
+    JOB,
+    TRAINING_FILE,
+    SyntheticJob,
+    manifest_of,
+    outcomes,
+)
 from tests.unit.app.domain.synthetic_run import make_run
+from tests.unit.app.domain.test_checks_log import STRANGER
+from tests.unit.app.domain.test_checks_provenance import CANARY, pack, publish, set_in, sign, state
 
+EARLY = pack(canary=CANARY | {"tuned": [-2.0, -2.0]})[0]
+FORGED = pack(canary=CANARY | {"tuned": [-9.0, -9.0]})[0]
 ORIGIN = "tether.example/log"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 TRUST = Trust({ORIGIN: (verifier_key(ORIGIN, KEY),)})
@@ -54,6 +66,10 @@ NEEDS_NO_RECORD = (
     "heads",
     "retention",
 )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class Pruned:
@@ -160,6 +176,96 @@ def test_of_a_job_of_which_only_the_ends_are_left_nothing_is_claimed_but_the_tre
     }
     assert reasons == {"needs records that were pruned (14 records, by the log)"}
     assert report.state == "succeeded"
+
+
+class TestStatementAlone:
+    """Of the adapter no record is left; what the notary signed about it is in the bundle."""
+
+    @pytest.fixture
+    def whole(self) -> SyntheticJob:
+        """A job with a statement and the zip of a checkpoint, before it was pruned."""
+        job = make_run(version=4)
+        publish(job, pack())
+        checkpoint = job.records[job.find("ckpt")]
+        checkpoint.version, checkpoint.body = 2, checkpoint.body | {"adapter_sha256": _digest(EARLY)}
+        return job
+
+    def check(
+        self, job: SyntheticJob, folder: Path, envelope: bytes, adapter: bytes, trust: Trust | None = TRUST
+    ) -> tuple[Report, str]:
+        """Verify the pruned bundle with a zip, and return what the check of the statement says."""
+        path, beside = folder / "evidence.zip", folder / "adapter.zip"
+        pruned = Pruned(job, RECORDS)
+        with path.open("wb") as file:
+            write_bundle(
+                file,
+                job=JOB,
+                leaves=pruned.lines,
+                risk_table=None,
+                log=pruned.prove(),
+                documents={PROVENANCE: envelope},
+            )
+        beside.write_bytes(adapter)
+        report = verify_bundle(path, adapter=beside, trust=trust)
+        found = next(check for check in report.checks if check.name == "provenance")
+        return report, f"{found.outcome}: {found.detail}"
+
+    def test_the_adapter_is_held_against_it(self, whole: SyntheticJob, tmp_path: Path) -> None:
+        report, said = self.check(whole, tmp_path, sign(state(whole)), pack()[0])
+        assert report.ok, report.lines()
+        assert said.startswith(f"ok: the statement is signed by {ORIGIN}+")
+        assert "the zip and its files are those that it is about" in said
+        assert outcomes(report)["adapter"] == "not checked"
+
+    def test_a_forged_adapter_is_found(self, whole: SyntheticJob, tmp_path: Path) -> None:
+        report, said = self.check(whole, tmp_path, sign(state(whole)), FORGED)
+        assert said.startswith(f"failed: the zip's SHA-256 is {_digest(FORGED)}; the statement is about")
+        assert report.exit_code == EXIT_CODES["provenance"] == 31
+
+    def test_a_checkpoint_is_told(self, whole: SyntheticJob, tmp_path: Path) -> None:
+        report, said = self.check(whole, tmp_path, sign(state(whole)), EARLY)
+        assert report.ok, report.lines()
+        assert "the zip is its checkpoint-step-2.zip, not the adapter" in said
+
+    def test_without_a_policy_nobody_vouches(self, whole: SyntheticJob, tmp_path: Path) -> None:
+        said = self.check(whole, tmp_path, sign(state(whole)), pack()[0], trust=None)[1]
+        assert said.startswith("not checked: the statement fits the records that are left; the zip")
+        assert "no trust policy was given" in said
+
+    @pytest.mark.parametrize(
+        ("path", "value", "says"),
+        [
+            ("subject.0.digest.sha256", "0" * 64, "the statement is about 0000"),
+            ("subject.1.digest.sha256", "0" * 64, "other files than the statement is about"),
+            ("subject", [1], "not in its form"),
+            ("predicate.buildDefinition.externalParameters.actor", "other", "in spec and actor"),
+            ("predicate.runDetails.metadata.invocationId", "ftjob-other", "in job"),
+            ("predicate.runDetails.byproducts.0.annotations.root", "0" * 64, "in ledger"),
+            ("predicate.runDetails.byproducts", [], "not in its form"),
+        ],
+    )
+    def test_one_that_says_something_else_is_found_though_it_is_signed(
+        self, whole: SyntheticJob, tmp_path: Path, path: str, value: object, says: str
+    ) -> None:
+        statement = state(whole)
+        set_in(path, value)(statement)
+        report, said = self.check(whole, tmp_path, sign(statement), pack()[0])
+        assert said.startswith("failed: ")
+        assert says in said
+        assert report.exit_code == EXIT_CODES["provenance"]
+
+    def test_one_that_nobody_trusted_signed_is_found(self, whole: SyntheticJob, tmp_path: Path) -> None:
+        said = self.check(whole, tmp_path, sign(state(whole), STRANGER), pack()[0])[1]
+        assert said.startswith("failed: provenance.dsse.json: it is signed by none of the keys")
+
+    def test_one_about_a_job_that_failed_is_found(self, whole: SyntheticJob, tmp_path: Path) -> None:
+        statement = state(whole)
+        whole.records[-1].body.update(state="failed", error="training_failed")
+        ledger = statement["predicate"]["runDetails"]["byproducts"][0]
+        manifest = manifest_of(whole.leaves())
+        ledger["digest"]["tetherSha256"], ledger["annotations"]["root"] = manifest["head"], manifest["root"]
+        said = self.check(whole, tmp_path, sign(statement), pack()[0])[1]
+        assert "not one of a job that ended with an adapter" in said
 
 
 def test_measurements_and_live_scores_go_with_the_steps(tmp_path: Path) -> None:

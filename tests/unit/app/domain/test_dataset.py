@@ -603,6 +603,11 @@ class TestPrompts:
             ({"messages": [{**USER, "tools": []}], "kind": "utility"}, "$.messages[0].tools", "unknown key"),
             ({"messages": [USER], "kind": "utility", "answer": ""}, "$.answer", "found ''"),
             ({"messages": [USER], "kind": "utility", "answer": None}, "$.answer", "found null"),
+            (
+                {"messages": [USER], "kind": "utility", "answer": "é" * 8001},
+                "$.answer",
+                "an answer of 8001 characters; expected at most 8000",
+            ),
             ({"messages": [USER], "kind": "utility", "label": 1}, "$.label", "unknown key"),
         ],
     )

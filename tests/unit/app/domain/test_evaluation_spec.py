@@ -60,7 +60,11 @@ def test_replies_together_are_bounded() -> None:
     decoding.check_size(450)
     with pytest.raises(ValueError, match="at most 64000000 are drawn"):
         decoding.check_size(500)
-    Decoding(max_new_tokens=4096).check_size(10_000)
+    Decoding(max_new_tokens=1024).check_size(10_000)
+    every = Decoding(prefill="Sure", data_prefixes=16, max_new_tokens=1024)
+    with pytest.raises(ValueError, match="10000 prompts with 18 replies"):
+        every.check_size(10_000)
+    every.check_size(3_000)
 
 
 def test_a_record_has_the_digest_of_an_opening_and_not_its_text() -> None:

@@ -2,16 +2,20 @@
 
 import hashlib
 import io
+import lzma
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.cli.canary import read_canary
 from app.domain import checks_training, verification, verify
 from app.domain.bundle import LogProof, write_bundle
 from app.domain.canonical import canonical_bytes, parse_canonical
 from app.domain.merkle import leaf_hash, root
+from app.errors import InvalidRequest
 from tests.unit.app.domain.synthetic_job import (
     CONSTANT,
     JOB,
@@ -23,6 +27,7 @@ from tests.unit.app.domain.synthetic_job import (
 )
 from tests.unit.app.domain.synthetic_run import make_run
 from tests.unit.app.domain.test_checks_log import Log, assert_only, check
+from tests.unit.app.domain.test_checks_provenance import pack, publish
 
 
 def test_a_file_that_stands_twice_in_the_adapter(job: SyntheticJob, tmp_path: Path) -> None:
@@ -41,7 +46,7 @@ def test_a_file_that_stands_twice_in_the_adapter(job: SyntheticJob, tmp_path: Pa
     assert_fails(run(job, adapter=adapter), "adapter", None, "stands twice in the zip")
 
 
-@pytest.mark.parametrize("lie", ["long", "packed"])
+@pytest.mark.parametrize("lie", ["long", "packed", "hidden", "lzma"])
 def test_an_adapter_whose_directory_would_fill_the_memory(
     job: SyntheticJob, tmp_path: Path, lie: str
 ) -> None:
@@ -59,12 +64,62 @@ def test_an_adapter_whose_directory_would_fill_the_memory(
         zipped = bytearray(buffer.getvalue())
         at = zipped.rfind(b"PK\x01\x02")
         zipped[at + 24 : at + 28] = (10).to_bytes(4, "little")
+    elif lie == "hidden":
+        zipped = hide_directory(zipped)
+    elif lie == "lzma":
+        zipped = bytearray(damaged_lzma("adapter_model.safetensors"))
     adapter = tmp_path / "adapter.zip"
     adapter.write_bytes(zipped)
     published = job.records[job.find("adapter.published")].body
     published |= {"zip_sha256": hashlib.sha256(zipped).hexdigest(), "bytes": len(zipped)}
-    said = "its directory has" if lie == "long" else "5000 bytes packed, and 10 unpacked"
-    assert_fails(run(job, adapter=adapter), "adapter", None, said)
+    said = {
+        "long": "its directory has",
+        "packed": "5000 bytes packed, and 10 unpacked",
+        "hidden": "its directory has",
+        "lzma": "'adapter_model.safetensors' is packed by the unknown method 14",
+    }
+    assert_fails(run(job, adapter=adapter), "adapter", None, said[lie])
+
+
+def hide_directory(zipped: bytearray) -> bytearray:
+    """Return a zip whose ZIP64 end record has the length of its directory, with a short one in the comment."""
+    at = len(zipped) - 22
+    length, offset = struct.unpack_from("<2L", zipped, at + 12)
+    wide = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 16, 16, length, offset)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+    decoy = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, 46, 0)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 16, 16, 46, 0, len(decoy))
+    return zipped[:at] + wide + locator + end + decoy
+
+
+def damaged_lzma(name: str) -> bytes:
+    """Return a zip of one file, for whose bytes Python raises what no other damage does."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr(name, b"weights" * 100)
+    zipped = bytearray(buffer.getvalue())
+    at = 30 + len(name) + 9
+    zipped[at : at + 8] = b"\xff" * 8
+    with zipfile.ZipFile(io.BytesIO(zipped)) as archive, pytest.raises(lzma.LZMAError):
+        archive.read(name)
+    return bytes(zipped)
+
+
+def test_the_zip_of_a_checkpoint_is_opened_within_bounds(tmp_path: Path) -> None:
+    job = make_run(version=4)
+    publish(job, pack())
+    checkpoint = job.records[job.find("ckpt")]
+    checkpoint.version = 2
+    adapter = tmp_path / "adapter.zip"
+    for zipped, said in (
+        (damaged_lzma("tether.json"), "unknown method 14"),
+        (b"PK", "not end as a zip does"),
+    ):
+        adapter.write_bytes(zipped)
+        checkpoint.body["adapter_sha256"] = hashlib.sha256(zipped).hexdigest()
+        assert_fails(run(job, adapter=adapter), "provenance", None, said)
+        with pytest.raises(InvalidRequest, match=said):
+            read_canary(adapter)
 
 
 def test_a_signed_form_without_a_head(job: SyntheticJob, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
+from app.domain.gate_policy import Gate
 from app.domain.safety_policy import SafetyPolicy, load_policy
 from app.domain.safety_spec import (
     ActivationCritic,
@@ -194,6 +195,29 @@ class TestCheck:
             bounded.check_categories(safety)
         highest = CombinedCritic(critics=(HARM, ConstantCritic(s=0)))
         SafetyPolicy(**{floor: 0.01}).check(safety.model_copy(update={"critic": highest}))
+
+    @pytest.mark.parametrize(
+        "limit",
+        [
+            {"critic_auroc": {"least": 0.9, "action": "hold"}},
+            {"fallback_share": {"most": 0.1, "action": "tighten", "beta_min": 0.5}},
+        ],
+        ids=["critic", "tighten"],
+    )
+    def test_a_gate_that_rests_on_the_critic_needs_one_that_steers(self, limit: dict[str, Any]) -> None:
+        constant = CombinedCritic(critics=(HARM, ConstantCritic(s=0)), rule="weighted", weights=(0.01, 0.99))
+        weighed = AdaptiveKL(critic=constant)
+        gate = Gate.model_validate(limit)
+        with pytest.raises(PolicyViolation, match="rule is 'weighted'"):
+            SafetyPolicy(gate=gate).check(weighed)
+        SafetyPolicy(gate=gate, category_weights={"harm": 0.5}).check(weighed)
+        for safety in (AdaptiveKL(critic=HARM, penalty="l2"), FixedKL(beta=0.5, penalty="l2")):
+            with pytest.raises(PolicyViolation, match="penalty is 'l2'"):
+                SafetyPolicy(gate=gate).check(safety)
+        # What bounds no row's KL weight may be chosen freely.
+        SafetyPolicy(gate=gate).check(AdaptiveKL(critic=HARM, ema_decay=0.5, scope="batch", replay=False))
+        warned = Gate.model_validate({"fallback_share": {"most": 0.1, "action": "warn"}})
+        SafetyPolicy(gate=warned).check(weighed)
 
     def test_anchors_can_be_demanded(self) -> None:
         policy = SafetyPolicy(anchors_required=True)

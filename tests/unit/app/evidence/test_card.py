@@ -206,6 +206,17 @@ def test_the_third_is_never_said_to_be_kept_where_nobody_knows(rule: str, says: 
     assert ("below" in found) is (rule == "below")
 
 
+def test_nothing_is_said_to_be_on_record_that_was_pruned() -> None:
+    said = "\n".join(each.answer for each in answer_questions(make_facts()))
+    assert "KL of every step are on record" in said
+    assert "exactly once" in said
+    facts = make_facts(curve=None)
+    facts["job"]["steps_pruned"] = True
+    said = "\n".join(each.answer for each in answer_questions(facts))
+    assert "KL of each step are not on record any more" in said
+    assert "exactly once" not in said
+
+
 def test_it_claims_evidence_and_never_compliance() -> None:
     page = Page(render_card(make_facts())).text
     assert "claims no compliance" in page

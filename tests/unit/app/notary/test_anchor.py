@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.audit.repository import append_leaf
 from app.database import Database, open_engine, read_only, unit_of_work
@@ -23,7 +23,7 @@ from app.errors import ConfigurationError
 from app.keys.service import DEFAULT_PROJECT, ensure_project
 from app.metrics import _record
 from app.migration import migrate
-from app.models.base import utc_now
+from app.models.base import now_ms, utc_now
 from app.models.installation_log import Anchor, LogCheckpoint
 from app.notary import anchor, keyfile
 from app.notary.anchor import Standing, find_standing, run_anchor, send_newest
@@ -130,6 +130,24 @@ def test_it_is_sent_when_it_changed_and_not_more_often_than_asked(
     let_time_pass(database)
     assert send_newest(database, settings)
     assert [json.loads(each.body)["data"]["size"] for each in receiver.received] == [1, 2, 3]
+
+
+def test_one_that_dies_while_it_sends_does_not_cost_an_interval(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign_more(database, settings)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    daily = settings.model_copy(update={"anchor_interval_s": 86_400.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(anchor, "attempt", die)
+        with pytest.raises(KeyboardInterrupt):
+            send_newest(database, daily)
+    with read_only(database) as session:
+        wait_ms = session.get_one(Anchor, anchor.WEBHOOK).next_at_ms - session.scalars(select(now_ms())).one()
+    assert 0 < wait_ms <= (settings.webhook_timeout_s + anchor.LEASE_MARGIN_S) * 1000
 
 
 def test_of_many_processes_one_sends(database: Database, settings: Settings, receiver: Receiver) -> None:

@@ -1,5 +1,7 @@
 """The notary on real databases: what it signs verifies, and what contradicts its memory it does not sign."""
 
+import base64
+import fcntl
 import json
 import os
 import re
@@ -16,20 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 
 from app.audit.repository import append_leaf
 from app.audit.service import build_evidence, prove_heads
 from app.database import Database, open_engine, read_only, unit_of_work
-from app.domain.installation_log import Checkpoint, parse_checkpoint, parse_head_line, parse_log_leaf
+from app.domain.canonical import canonical_bytes
+from app.domain.installation_log import (
+    Checkpoint,
+    build_event,
+    parse_checkpoint,
+    parse_head_line,
+    parse_log_leaf,
+)
 from app.domain.job import State, WorkKind
+from app.domain.ledger import chain_hash, peek_kind
 from app.domain.merkle import leaf_hash, root, verify_inclusion
-from app.domain.note import VerifierKey, open_note, split_note, verifier_key
+from app.domain.note import VerifierKey, open_note, sign_note, split_note, verifier_key
 from app.domain.scopes import Role
 from app.errors import ConfigurationError, NotaryRefuses
 from app.keys.service import DEFAULT_PROJECT, add_key, ensure_project
 from app.migration import migrate
-from app.models.installation_log import LogCheckpoint, LogLeaf
+from app.models.attestation import Attestation
+from app.models.installation_log import LogCheckpoint, LogEvent, LogLeaf
 from app.models.job import LedgerLeaf
 from app.models.work import Work
 from app.notary import keyfile, repository, service
@@ -37,6 +48,7 @@ from app.notary.service import Notary, fork_log, list_keys, rotate_key, run_nota
 from app.settings import Settings
 from app.work.repository import add_work
 from tests.support import collect, settings_in, tampering
+from tests.unit.app.domain.synthetic_job import make_job
 
 CANCEL: dict[str, Any] = {"command": "cancel", "actor": "key_1"}
 
@@ -270,15 +282,41 @@ class TestRefusing:
         with pytest.raises(NotaryRefuses, match="had 3 leaves and now has 2"):
             notary.attend()
 
-    def test_records_of_a_job_that_were_dropped(
-        self, database: Database, settings: Settings, signed: list[str]
+    def test_records_of_a_job_that_were_dropped_keep_no_other_job_from_its_signature(
+        self,
+        database: Database,
+        settings: Settings,
+        signed: list[str],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         notary = Notary(database, settings)
-        grow(database, signed[0], state=State.FAILED)
+        for job in signed[:2]:
+            grow(database, job, state=State.FAILED)
         with tampering(database) as session:
-            session.execute(delete(LedgerLeaf).where(LedgerLeaf.work_id == signed[0], LedgerLeaf.seq == 1))
-        with pytest.raises(NotaryRefuses, match="has 2 records; its row says 3"):
-            notary.attend()
+            dropped = session.get_one(LedgerLeaf, (signed[0], 1))
+            leaf = dropped.leaf
+            session.delete(dropped)
+        assert [notary.attend() for _ in range(3)] == [1, 0, 0]
+        assert (newest(database).size, parse_log_leaf(leaves_of(database)[-1])["job"]) == (4, signed[1])
+        said = [record.message for record in caplog.records if "signs nothing about" in record.message]
+        assert said == [
+            f"the notary signs nothing about {signed[0]}: its ledger has 2 records; its row says 3"
+        ], "it is said once"
+        with read_only(database) as session:
+            assert repository.get_refusal(session) is None
+            ((job, refusal),) = repository.list_refused_jobs(session).items()
+        assert (job, refusal.reason) == (signed[0], "its ledger has 2 records; its row says 3")
+        with unit_of_work(database) as session:
+            repository.note_refusal(session, "all of it")
+            repository.take_back_refusal(session)
+            assert repository.list_refused_jobs(session).keys() == {job}, "that is another matter"
+        with tampering(database) as session:
+            session.add(LedgerLeaf(work_id=signed[0], seq=1, leaf=leaf))
+        monkeypatch.setattr(service, "SWEEP_S", 0)
+        assert notary.attend() == 1
+        with read_only(database) as session:
+            assert repository.list_refused_jobs(session) == {}
 
     def test_another_database(
         self, database: Database, settings: Settings, signed: list[str], tmp_path: Path
@@ -310,6 +348,29 @@ class TestRefusing:
             origin = fork_log(database, settings)
             wait_until(lambda: is_signed(database, origin))
         assert opened(database, settings).origin == origin
+
+    def test_what_nobody_thought_of_ends_no_loop(
+        self,
+        database: Database,
+        settings: Settings,
+        signed: list[str],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(service, "POLL_S", 0.01)
+        monkeypatch.setattr(service, "AFTER_REFUSAL_S", 0.01)
+        sign, calls = sign_note, iter(range(2))
+
+        def fail_once(*arguments: Any) -> bytes:
+            if next(calls, None) == 0:
+                raise RuntimeError("nobody thought of it")
+            return sign(*arguments)
+
+        monkeypatch.setattr(service, "sign_note", fail_once)
+        add_job(database)
+        with running(database, settings):
+            wait_until(lambda: newest(database).size == 4)
+        assert "the notary's round failed; trying again" in caplog.text
 
     def test_a_folder_that_fails_is_waited_for(
         self, database: Database, settings: Settings, signed: list[str], monkeypatch: pytest.MonkeyPatch
@@ -362,6 +423,135 @@ class TestRefusing:
         again = fork_log(database, settings)
         assert again.startswith("tether.example/log/fork-")
         assert again != origin
+
+    def test_a_fork_comes_before_the_acts_that_waited_for_the_old_log(
+        self, database: Database, settings: Settings, signed: list[str]
+    ) -> None:
+        with unit_of_work(database) as session:
+            repository.add_event(session, "key.created", actor="command-line", subject="key_1")
+        fork_log(database, settings)
+        with unit_of_work(database) as session:
+            repository.add_event(session, "key.revoked", actor="command-line", subject="key_1")
+        Notary(database, settings).attend()
+        acts = [parse_log_leaf(leaf).get("event") for leaf in leaves_of(database)]
+        assert acts == ["log.fork", "key.created", "key.revoked", None, None, None]
+
+    def test_nobody_signs_while_a_log_is_forked(
+        self, database: Database, settings: Settings, signed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held = []
+
+        def noting(function: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                with (settings.notary_dir / keyfile.LOCK).open("w") as file:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        held.append(False)
+                    except BlockingIOError:
+                        held.append(True)
+                return function(*arguments)
+
+            return call
+
+        for name in ("load_last", "save_last"):
+            monkeypatch.setattr(keyfile, name, noting(getattr(keyfile, name)))
+        fork_log(database, settings)
+        assert held == [True, True]
+
+
+class TestActs:
+    def test_more_acts_than_a_statement_has_places(self, database: Database, settings: Settings) -> None:
+        count = 66_000
+        with unit_of_work(database) as session:
+            leaf = build_event("key.created", actor=None, subject="key_1", sha256=None, ts_db=1)
+            session.execute(insert(LogEvent), [{"leaf": leaf}] * count)
+        assert Notary(database, settings).attend() == count
+        with read_only(database) as session:
+            assert repository.list_pending_events(session) == []
+
+
+def whole_job(database: Database) -> str:
+    """Add a job that has its adapter, and waits for the notary."""
+    made = make_job(crash=False)
+    with unit_of_work(database) as session:
+        job = add_work(session, kind=WorkKind.TRAIN, queue="gpu", project_id=DEFAULT_PROJECT, args={}).id
+    for record in made.records:
+        record.header["job"] = job
+    leaves = made.leaves()
+    with unit_of_work(database) as session:
+        session.execute(
+            insert(LedgerLeaf), [{"work_id": job, "seq": at, "leaf": leaf} for at, leaf in enumerate(leaves)]
+        )
+        values = {"ledger_size": len(leaves), "ledger_head": chain_hash(leaves[-1]), "state": State.SIGNING}
+        session.execute(update(Work).where(Work.id == job).values(**values))
+    return job
+
+
+def statement_of(database: Database, job: str) -> dict[str, Any] | None:
+    """Return what the notary signed about a job's adapter."""
+    with read_only(database) as session:
+        found = session.get(Attestation, job)
+        return None if found is None else json.loads(base64.b64decode(json.loads(found.envelope)["payload"]))
+
+
+class TestStatements:
+    """What is signed about an adapter is what is under the signed head of its job, and nothing that came later."""
+
+    @pytest.fixture
+    def unattested(self, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A job whose whole record is signed, and nothing about its adapter."""
+        job = whole_job(database)
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "attest_adapters", lambda *_: None)
+            Notary(database, settings).attend()
+        return job
+
+    def test_a_record_behind_the_signed_ones_changes_nothing(
+        self, database: Database, settings: Settings, unattested: str
+    ) -> None:
+        with tampering(database) as session:
+            query = select(LedgerLeaf).where(LedgerLeaf.work_id == unattested).order_by(LedgerLeaf.seq)
+            leaves = [each.leaf for each in session.scalars(query)]
+            (published,) = [leaf for leaf in leaves if peek_kind(leaf) == "adapter.published"]
+            record = json.loads(published)
+            record["body"]["zip_sha256"] = "f" * 64
+            session.add(LedgerLeaf(work_id=unattested, seq=len(leaves), leaf=canonical_bytes(record)))
+        Notary(database, settings).attend()
+        statement = statement_of(database, unattested)
+        assert statement is not None
+        assert "f" * 64 not in json.dumps(statement)
+        assert statement["predicate"]["runDetails"]["byproducts"][0]["annotations"]["size"] == len(leaves)
+
+    def test_a_record_that_is_not_the_signed_one_is_refused_and_said(
+        self,
+        database: Database,
+        settings: Settings,
+        unattested: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with tampering(database) as session:
+            query = select(LedgerLeaf).where(LedgerLeaf.work_id == unattested).order_by(LedgerLeaf.seq)
+            (published,) = [
+                each for each in session.scalars(query) if peek_kind(each.leaf) == "adapter.published"
+            ]
+            kept = published.leaf
+            record = json.loads(kept)
+            record["body"]["zip_sha256"] = "f" * 64
+            published.leaf = canonical_bytes(record)
+            seq = published.seq
+        notary = Notary(database, settings)
+        for _ in range(2):
+            notary.attend()
+        assert statement_of(database, unattested) is None
+        assert caplog.text.count(f"the notary signs nothing about {unattested}") == 1
+        with read_only(database) as session:
+            assert "one of them was changed" in repository.list_refused_jobs(session)[unattested].reason
+        with tampering(database) as session:
+            session.get_one(LedgerLeaf, (unattested, seq)).leaf = kept
+        Notary(database, settings).attend()
+        assert statement_of(database, unattested) is not None
+        with read_only(database) as session:
+            assert repository.list_refused_jobs(session) == {}
 
 
 def killed(where: str) -> Any:
@@ -536,6 +726,30 @@ class TestTwoAndKilled:
         assert last is not None
         assert (last.size, newest(database).size) == (2, 2)
 
+    def test_a_shorter_log_than_the_one_with_the_announcement_is_signed_by_the_old_key_alone(
+        self, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_job(database)
+        slow = Notary(database, settings)
+        slow.attend()
+        signed = newest(database).key
+        late = slow._sign
+        add_job(database)
+        with monkeypatch.context() as patch:
+            patch.setattr(slow, "_sign", lambda: None)
+            slow.attend()
+        with monkeypatch.context() as patch:
+            # The one that rotates has put the announcement into the log, and is slower than the slow one then.
+            patch.setattr(Notary, "_sign", lambda _: None)
+            with pytest.raises(NotaryRefuses, match="begun and is not over"):
+                rotate_key(database, settings)
+        late()
+        assert (newest(database).size, signers_of(newest(database))) == (2, [signed])
+        slow.attend()
+        new = verifier_key("tether.example/log", keyfile.load_key(settings.notary_dir)).id.hex()
+        assert (newest(database).size, signers_of(newest(database))) == (3, [signed, new])
+        assert new != signed
+
     def test_two_that_run_at_once_sign_one_history(
         self, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -664,6 +878,11 @@ class TestFiles:
         (settings.notary_dir / keyfile.STATE).write_text(json.dumps({"origin": "o"}))
         with pytest.raises(ConfigurationError, match="nobody knows what the notary signed last"):
             Notary(database, settings)
+        # The way out that the message names is one.
+        origin = fork_log(database, settings)
+        Notary(database, settings).attend()
+        assert opened(database, settings).origin == origin
+        assert parse_log_leaf(leaves_of(database)[0])["subject"] == "tether.example/log@1"
 
     @pytest.mark.parametrize(
         "lost", [(keyfile.STATE,), (keyfile.STATE, keyfile.KEY)], ids=["memory", "folder"]

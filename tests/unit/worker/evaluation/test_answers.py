@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.errors import JobFailure
 from tests.unit.worker.conftest import MakeTokenizer
 from worker.evaluation.answers import answer_losses, tokenize_answers
 
@@ -24,7 +25,7 @@ ROWS: list[dict[str, Any]] = [
 
 def test_losses_are_the_mean_over_the_answers_tokens(make_base: Any, make_tokenizer: MakeTokenizer) -> None:
     model, tokenizer = make_base(), make_tokenizer("qwen")
-    rows = tokenize_answers(tokenizer, ROWS, param="suite")
+    rows = tokenize_answers(tokenizer, ROWS, places=range(3), max_tokens=512, param="suite")
     found = answer_losses(model, rows, lambda: None)
     for row, loss, source in zip(rows, found, ROWS, strict=True):
         answered = [token for token, bears in zip(row.input_ids, row.loss_mask, strict=True) if bears]
@@ -46,6 +47,18 @@ def test_progress_is_heard_of(make_base: Any, make_tokenizer: MakeTokenizer) -> 
     def stop() -> None:
         raise StopError
 
-    rows = tokenize_answers(make_tokenizer("qwen"), ROWS, param="suite")
+    rows = tokenize_answers(make_tokenizer("qwen"), ROWS, places=range(3), max_tokens=512, param="suite")
     with pytest.raises(StopError):
         answer_losses(make_base(), rows, stop)
+
+
+def test_an_answer_that_the_model_cannot_read_is_named_by_its_row(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer("qwen")
+    rows = [*ROWS, {**ROWS[0], "answer": "a" * 100}]
+    (whole,) = tokenize_answers(tokenizer, rows, places=[3], max_tokens=512, param="suite")
+    length = len(whole.input_ids)
+    with pytest.raises(
+        JobFailure, match=rf"row 3 \(line 4\): prompt and answer have {length} tokens"
+    ) as caught:
+        tokenize_answers(tokenizer, rows, places=[0, 3], max_tokens=length - 1, param="suite")
+    assert (caught.value.code, caught.value.param) == ("invalid_prompt_file", "suite")

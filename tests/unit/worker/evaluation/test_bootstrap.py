@@ -48,6 +48,14 @@ def test_nothing_is_nothing_and_equal_numbers_have_no_spread() -> None:
     assert found.low == found.value == found.high
 
 
+def test_a_single_number_has_no_interval_and_is_not_measured() -> None:
+    assert measure_mean([0.5]) == NOT_MEASURED
+    for after in ([0.75], None):
+        found = compare_means("rouge_l.greedy", [0.5], after, unjudged=2)
+        assert found.before == found.after == found.difference == NOT_MEASURED
+        assert found.unjudged == 3
+
+
 def test_what_is_not_paired_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         compare_means("loss", [1.0], [1.0, 2.0])

@@ -8,8 +8,10 @@ import torch
 
 from app.domain.evaluation import NOT_MEASURED
 from app.domain.evaluation_spec import Decoding
+from app.domain.gate import find_in_evaluation
 from app.errors import JobFailure
 from tests.unit.worker.conftest import MakeModel, MakeTokenizer
+from worker.evaluation import paired
 from worker.evaluation.judging import Pair, Progress, Question, Verdict
 from worker.evaluation.paired import Evaluated, evaluate_paired
 from worker.evaluation.prefixes import Prefix
@@ -270,3 +272,87 @@ def test_progress_ends_the_work(make_base: Any, make_tokenizer: MakeTokenizer) -
     with pytest.raises(StopError):
         evaluate_paired(make_base(), make_tokenizer("qwen"), SUITE, [judge], Decoding(), on_progress=stop)
     assert judge.asked == []
+
+
+def test_a_prompt_that_leaves_no_room_for_its_reply_is_named_before_anything_is_drawn(
+    make_base: Any, make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer("qwen")
+    row = {"messages": [{"role": "user", "content": "x" * 100}], "kind": "harmful"}
+    suite = Suite("x", "a" * 64, (ROWS[0], row))
+    length = len(render_prompt(tokenizer, row["messages"], index=1))
+    judge = Parity()
+
+    def ask(decoding: Decoding, prefixes: Sequence[Prefix] = ()) -> None:
+        evaluate_paired(make_base(), tokenizer, suite, [judge], decoding, prefixes=prefixes)
+
+    with pytest.raises(
+        JobFailure, match=rf"row 1 \(line 2\): the prompt \(greedy\) has {length} tokens"
+    ) as caught:
+        ask(Decoding(max_new_tokens=512 - length + 1))
+    assert (caught.value.code, caught.value.param) == ("invalid_prompt_file", "suite")
+    # What is put before the prompt, and into the model's mouth, counts too.
+    fits = 512 - length
+    with pytest.raises(JobFailure, match=rf"\(prefill\) has {length + 5} tokens"):
+        ask(Decoding(prefill="Sure:", max_new_tokens=fits))
+    with pytest.raises(JobFailure, match=rf"\(data_prefixes\) has {length + 5} tokens"):
+        ask(Decoding(data_prefixes=1, max_new_tokens=fits), [Prefix("request", "Dear", 2)])
+    monkeypatch.setattr(paired, "MAX_PROMPT_TOKENS", 4 * 512 - 1)
+    with pytest.raises(JobFailure, match="4 replies of up to"):
+        ask(Decoding(samples=4, max_new_tokens=fits))
+    assert judge.asked == []
+
+
+def test_an_answer_that_does_not_fit_fails_before_anything_is_drawn(
+    make_base: Any, make_tokenizer: MakeTokenizer
+) -> None:
+    row = {**ROWS[8], "answer": "x" * 600}
+    judge = Parity()
+    with pytest.raises(JobFailure, match=r"row 1 \(line 2\): prompt and answer"):
+        suite = Suite("x", "a" * 64, (ROWS[0], row))
+        evaluate_paired(make_base(), make_tokenizer("qwen"), suite, [judge], Decoding(max_new_tokens=2))
+    assert judge.asked == []
+
+
+def test_the_tokens_of_prompts_count_in_a_batch(
+    make_base: Any, make_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def generate(*args: Any, batch_size: int, **options: Any) -> list[str]:
+        sizes.append(batch_size)
+        return generate_texts(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(paired, "generate_texts", generate)
+    tokenizer = make_tokenizer("qwen")
+    longest = max(len(render_prompt(tokenizer, row["messages"], index=0)) for row in ROWS)
+    monkeypatch.setattr(paired, "MAX_TOKENS", 3 * (longest + 2))
+    evaluate_paired(make_base(), tokenizer, SUITE, [Parity()], Decoding(max_new_tokens=2))
+    assert sizes == [3]
+
+
+def test_beginnings_that_were_asked_for_and_not_found_are_shown(
+    tuned: Any, make_tokenizer: MakeTokenizer
+) -> None:
+    decoding = Decoding(data_prefixes=4, max_new_tokens=2)
+    judges = [Parity(), RefusalRules()]
+    result = evaluate_paired(tuned, make_tokenizer("qwen"), SUITE, judges, decoding).result
+    for judge in ("miniature", "rules"):
+        missed = result.find("attack_success.data_prefixes", judge)
+        assert missed is not None
+        assert missed.before == missed.after == missed.difference == NOT_MEASURED
+        greedy = result.find("attack_success.greedy", judge)
+        assert greedy is not None
+        assert greedy.after.n == 4
+    # To a gate it is missing evidence, whatever the other ways of asking give.
+    comparisons = result.to_body()["comparisons"]
+    assert find_in_evaluation("attack_success_increase", comparisons) is None
+    assert find_in_evaluation("over_refusal_increase", comparisons) is not None
+
+
+def test_texts_are_compared_row_by_row() -> None:
+    trial = paired.plan_trials(SUITE, Decoding(), [])[0]
+    calls: list[int] = []
+    side = paired._Side(["yes"] * len(ROWS), {})
+    paired._compare_texts(SUITE, trial, side, side, lambda: calls.append(1))
+    assert len(calls) == 2 * 4

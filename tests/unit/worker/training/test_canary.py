@@ -55,6 +55,14 @@ def test_a_short_context_has_a_short_answer(make_base, make_spec, make_tokenizer
     assert len(canary.tuned) == len(canary.base) == 5
 
 
+def test_a_model_that_gives_no_numbers_fails_the_job(tuned, make_tokenizer):
+    with torch.no_grad():
+        next(iter(trainable_parameters(tuned).values())).fill_(float("nan"))
+    with pytest.raises(JobFailure, match="log-probability nan, which is no finite number") as caught:
+        measure_canary(tuned, make_tokenizer())
+    assert caught.value.code == "not_finite"
+
+
 def test_narrow_weights_are_widened_one_layer_at_a_time_and_come_back(make_base, make_tokenizer):
     prompt, continuation = canary_ids(make_tokenizer())
     narrow = make_base().to(torch.bfloat16)
