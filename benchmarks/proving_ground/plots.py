@@ -21,8 +21,8 @@ Point = dict[str, Any]
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 WIDTH, HEIGHT = 420, 300
 BASE_RATE = 2e-3
-CLOSE = 5.0
-"""Points of a hundred within which labels would lie on each other."""
+CLOSE = 0.05
+"""Share of an axis within which labels would lie on each other."""
 
 
 def draw_all(findings: Findings, folder: Path) -> list[Path]:
@@ -98,8 +98,9 @@ def pareto(findings: Findings, regime: str) -> Spec | None:
 def name_groups(points: Sequence[Point]) -> dict[str, str]:
     """Return the label of every arm that has one: arms too close to tell apart in the picture share one, the default first."""
     groups: list[list[Point]] = []
+    span = max(point["attack"] for point in points)
     for point in sorted(points, key=lambda point: (point["arm"] != DEFAULT, not ARMS[point["arm"]].leading)):
-        near = (group for group in groups if _is_close(group[0], point))
+        near = (group for group in groups if _is_close(group[0], point, span))
         group = next(near, None)
         if group is None:
             groups.append([point])
@@ -111,10 +112,12 @@ def name_groups(points: Sequence[Point]) -> dict[str, str]:
     }
 
 
-def _is_close(first: Point, second: Point) -> bool:
-    # The axis of attack success is logarithmic.
-    apart = max(CLOSE, 0.25 * first["attack"])
-    return abs(first["attack"] - second["attack"]) < apart and abs(first["task"] - second["task"]) < CLOSE
+def _is_close(first: Point, second: Point, span: float) -> bool:
+    # The axis of attack success ends at `span`, and is logarithmic.
+    apart = max(CLOSE * span, 0.25 * first["attack"])
+    return (
+        abs(first["attack"] - second["attack"]) < apart and abs(first["task"] - second["task"]) < 100 * CLOSE
+    )
 
 
 def find_front(points: list[Point]) -> list[Point]:
