@@ -171,7 +171,7 @@ def revoke_key(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Close a key for ever, at once."""
+    """Close a key for ever."""
     server_url = choose_server(context, url, home)
     announce_place(server_url, home)
     if server_url is None:

@@ -242,15 +242,20 @@ def get_checkpoint(session: Session, log: int) -> LogCheckpoint | None:
     ).one_or_none()
 
 
-def is_release_signed(session: Session, event: int, job_id: str) -> bool:
-    """Say whether the act of this number is the release of a job, and under a signed checkpoint."""
-    leaf = session.scalars(
+def get_signed_act(session: Session, event: int) -> bytes | None:
+    """Return the leaf of the act of this number once it is under a signed checkpoint; None before."""
+    return session.scalars(
         select(LogLeaf.leaf)
         .join(LogEvent, and_(LogEvent.log == LogLeaf.log, LogEvent.leaf == LogLeaf.leaf))
         .join(LogCheckpoint, and_(LogCheckpoint.log == LogLeaf.log, LogCheckpoint.size > LogLeaf.index))
         .where(LogEvent.number == event)
         .limit(1)
     ).one_or_none()
+
+
+def is_release_signed(session: Session, event: int, job_id: str) -> bool:
+    """Say whether the act of this number is the release of a job, and under a signed checkpoint."""
+    leaf = get_signed_act(session, event)
     if leaf is None:
         return False
     record = parse_log_leaf(leaf)

@@ -11,7 +11,7 @@ from app.domain.job import TERMINAL, WorkKind
 from app.models.base import new_id, utc_now
 from app.models.evaluation import Evaluation
 from app.models.file import File
-from app.models.installation_log import InstallationLog, LogCheckpoint, LogEvent, LogLeaf
+from app.models.installation_log import InstallationLog, LogEvent
 from app.models.job import CurvePiece, Event, Job, LedgerLeaf, RiskRow, Step
 from app.models.report import Report
 from app.models.retention import LegalHold, PrunedJob
@@ -75,17 +75,6 @@ def list_told_elsewhere(session: Session) -> Sequence[PrunedJob]:
         .where(LogEvent.log.is_not(None), LogEvent.log != newest, ~superseded.exists())
         .order_by(PrunedJob.number)
     ).all()
-
-
-def is_signed(session: Session, pruned: PrunedJob) -> bool:
-    """Say whether the log's event is under a signed checkpoint."""
-    query = (
-        select(LogLeaf.index)
-        .join(LogEvent, and_(LogEvent.log == LogLeaf.log, LogEvent.leaf == LogLeaf.leaf))
-        .join(LogCheckpoint, and_(LogCheckpoint.log == LogLeaf.log, LogCheckpoint.size > LogLeaf.index))
-        .where(LogEvent.number == pruned.event)
-    )
-    return session.scalars(query.limit(1)).one_or_none() is not None
 
 
 def replace_leaves(session: Session, job_id: str, lines: Mapping[int, bytes]) -> None:

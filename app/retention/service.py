@@ -34,7 +34,7 @@ from app.errors import Conflict, InvalidRequest, NotFound, TetherError
 from app.models.base import utc_now
 from app.models.job import Job
 from app.models.retention import LegalHold, PrunedJob
-from app.notary.repository import add_event
+from app.notary.repository import add_event, get_signed_act
 from app.notary.service import OPERATOR_AT_THE_MACHINE
 from app.projects.repository import get_project
 from app.retention import repository
@@ -103,7 +103,7 @@ def carry_out(database: Database, *, wait_s: float = SIGNATURE_S) -> tuple[list[
     while True:
         with read_only(database) as session:
             pending = repository.list_pending(session)
-            signed = [each.number for each in pending if repository.is_signed(session, each)]
+            signed = [each.number for each in pending if get_signed_act(session, each.event) is not None]
         before = len(done)
         for number in signed:
             try:

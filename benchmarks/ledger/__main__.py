@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks.ledger.figures import FULL, QUICK, measure_appends, measure_root, measure_verification
-from benchmarks.speed.results import describe_machine, describe_versions, holds, to_rows, write
+from benchmarks.speed.results import describe_machine, describe_versions, to_line, to_rows, write
 
 
 def main() -> None:
@@ -35,10 +35,7 @@ def main() -> None:
     for each in (describe_machine(), describe_versions()):
         print(", ".join(f"{name} {value}" for name, value in each.items()))
     for row in rows:
-        verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[holds(row)]
-        over = f"{row['value'] / row['bar']:.2f} of its bar" if verdict else ""
-        shown = (row[key] for key in ("name", "value", "low", "high", "bar", "unit"))
-        print(" · ".join(map(str, shown)), over, verdict)
+        print(to_line(row))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.service.figures import FULL, QUICK, measure, measure_validation
 from benchmarks.service.installation import running
 from benchmarks.service.mlflow_history import measure_mlflow
-from benchmarks.speed.results import describe_machine, describe_versions, holds, to_rows, write
+from benchmarks.speed.results import describe_machine, describe_versions, to_line, to_rows, write
 
 
 def main() -> None:
@@ -45,10 +45,7 @@ def main() -> None:
     for each in (describe_machine(), describe_versions()):
         print(", ".join(f"{name} {value}" for name, value in each.items()))
     for row in rows:
-        verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[holds(row)]
-        over = f"{row['value'] / row['bar']:.2f} of its bar" if verdict else ""
-        shown = (row[key] for key in ("name", "value", "low", "high", "bar", "unit"))
-        print(" · ".join(map(str, shown)), over, verdict)
+        print(to_line(row))
 
 
 if __name__ == "__main__":

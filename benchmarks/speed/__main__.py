@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed.figures import LARGE, SMALL, Plan, measure
-from benchmarks.speed.results import describe_machine, describe_versions, holds, to_rows, write
+from benchmarks.speed.results import describe_machine, describe_versions, to_line, to_rows, write
 from benchmarks.speed.shapes import PROMPT_TOKENS, RESPONSE_TOKENS, bench_shape
 
 
@@ -51,8 +51,7 @@ def main() -> None:
     rows = to_rows(figures, describe_machine(), describe_versions(), "quick" if quick else "full")
     write(arguments.out, rows)
     for row in rows:
-        verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[holds(row)]
-        print(" · ".join(str(row[key]) for key in ("name", "value", "low", "high", "bar")), verdict)
+        print(to_line(row))
 
 
 if __name__ == "__main__":

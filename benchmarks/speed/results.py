@@ -110,6 +110,13 @@ def holds(row: dict[str, Any]) -> bool | None:
     return bool(row["value"] <= row["bar"])
 
 
+def to_line(row: dict[str, Any]) -> str:
+    """Return a row as a line of plain text, with its share of its bar and the verdict."""
+    verdict = {True: "holds", False: "DOES NOT HOLD", None: ""}[holds(row)]
+    over = f" {row['value'] / row['bar']:.2f} of its bar {verdict}" if verdict else ""
+    return " · ".join(str(row[key]) for key in ("name", "value", "low", "high", "bar", "unit")) + over
+
+
 def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as tables, one per machine with its versions, and group: nothing stands under another's name."""
     lines = [

@@ -34,6 +34,7 @@ from app.models.retention import PrunedJob
 from app.models.upload import Upload
 from app.models.work import Work
 from app.notary import keyfile
+from app.notary.repository import get_signed_act
 from app.notary.service import fork_log
 from app.reports.service import forget_texts
 from app.retention import repository, service
@@ -255,7 +256,7 @@ class TestPruning:
     def test_nothing_goes_before_the_log_is_signed(self, own_server: Any, monkeypatch: Any) -> None:
         tenant = own_server()
         job_id, _ = add_ended_job(tenant, age=STEPS_OLD)
-        monkeypatch.setattr(repository, "is_signed", lambda *_: False)
+        monkeypatch.setattr(service, "get_signed_act", lambda *_: None)
         service.announce(tenant.server.database, tenant.server.settings)
         done, left = service.carry_out(tenant.server.database, wait_s=0)
         assert (done, [each.job_id for each in left]) == ([], [job_id])
@@ -391,7 +392,7 @@ class TestLegalHold:
 
         def covered() -> bool:
             with read_only(database) as session:
-                return repository.is_signed(session, pending[0])
+                return get_signed_act(session, pending[0].event) is not None
 
         wait_until(covered)
         with ThreadPoolExecutor(1) as pool:
