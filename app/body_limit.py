@@ -6,8 +6,6 @@ FastAPI reads a body before it looks at anything else, JSON into memory and form
 import contextlib
 from collections.abc import Callable
 
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -15,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import authenticate
+from app.database import DATABASE_AWAY
 from app.errors import PayloadTooLarge, TetherError
 from app.uploads.service import MAX_PART_BYTES
 
@@ -50,7 +49,7 @@ class BodyLimit:
             if declared is None or declared > UNCHECKED_BYTES:
                 database = scope["app"].state.database
                 # Where the database is away, the application says so in its own words.
-                with contextlib.suppress(OperationalError, PoolTimeout):
+                with contextlib.suppress(*DATABASE_AWAY):
                     await run_in_threadpool(authenticate, database, headers.get("authorization"))
         except TetherError as error:
             await self.refuse(error)(scope, receive, send)

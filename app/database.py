@@ -10,15 +10,22 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 Publish = Callable[[list[tuple[str, str]]], None]
 """Takes (queue, work id) pairs; must not raise, because what it announces is already committed."""
 
 BUSY_TIMEOUT_MS = 30_000
+IDLE_IN_TRANSACTION_MS = 120_000
+"""A process that stands still inside a transaction keeps the rows that it has locked from everybody; its own lease could
+not even be taken over. PostgreSQL ends such a transaction after this, unless the URL or the role says otherwise."""
 PING_AFTER_S = 1.0
 """A connection that was left for longer may have been lost, with a PostgreSQL that was started again."""
+
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+"""What is raised where the database cannot be reached, or ended the connection."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ def open_engine(url: str) -> Engine:
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     if not url.startswith("sqlite"):
         engine = create_engine(url, hide_parameters=True, connect_args={"connect_timeout": 10})
+        event.listen(engine, "connect", _prepare_postgresql)
         event.listen(engine, "before_cursor_execute", _choose_format)
         event.listen(engine, "begin", _begin_postgresql)
         event.listen(engine, "rollback", _forget_setting)
@@ -67,6 +75,15 @@ def _choose_format(
     # Bytes come as hexadecimal text unless one asks for better; that takes three times as long for megabytes.
     if context is not None and context.execution_options.get("large_bytes"):
         cursor.format = psycopg.pq.Format.BINARY
+
+
+def _prepare_postgresql(connection: psycopg.Connection[Any], _record: object) -> None:
+    connection.execute(
+        "SELECT set_config(name, %s, false) FROM (VALUES ('idle_in_transaction_session_timeout')) AS setting (name)"
+        " WHERE current_setting(name) = '0'",
+        (str(IDLE_IN_TRANSACTION_MS),),
+    )
+    connection.commit()
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -103,7 +120,8 @@ def _begin_postgresql(connection: Any) -> None:
 
 def _forget_setting(connection: Any) -> None:
     # A rollback takes back what was set in its transaction; it is set anew before it matters.
-    if "synchronous" in connection.info:
+    # Of a connection that was lost nothing is left; asking it would hide how it was lost behind another error.
+    if not connection.invalidated and "synchronous" in connection.info:
         connection.info["synchronous"] = None
 
 

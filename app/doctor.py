@@ -16,7 +16,9 @@ from app.base_models.repository import list_base_models
 from app.base_models.service import verify_base_model
 from app.critics.repository import get_newest_critic
 from app.database import Database, open_engine, read_only
-from app.errors import BrokerUnavailable, TetherError
+from app.errors import BrokerUnavailable, StorageUnavailable, TetherError
+from app.failpoints import VARIABLE, list_armed
+from app.garbage import find_cutoff, find_orphans
 from app.health import WORKER_SILENCE_MS, mend_anchors, mend_critic
 from app.migration import current_revision, how_to_mend, newest_revision
 from app.notary.anchor import find_standing
@@ -26,6 +28,7 @@ from app.queue import QUEUES, build_publisher, check_broker
 from app.safety_sets.repository import get_newest_set
 from app.seat_belts import are_fastened
 from app.settings import Settings
+from app.stored_bytes import list_needed
 from app.work.repository import list_live_queues
 
 DEVICE = (
@@ -46,17 +49,22 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Return a finding for each part, in the order in which they depend on each other."""
-    findings = [*_versions(), _device()]
+    findings = [*_versions(), _device(), *_failpoints()]
     if not settings.has_data:
         todo = "name the right folder with --home or TETHER_HOME, or make it with: tether serve"
         return [*findings, Finding("data", f"none in {settings.home}", todo)]
-    findings += [_storage(settings), _broker(settings)]
+    findings += [_storage(settings), *_room(settings), _broker(settings)]
     engine = open_engine(settings.database_url)
     try:
         findings += _database(Database(engine, build_publisher(settings)), settings)
     finally:
         engine.dispose()
     return findings
+
+
+def _failpoints() -> Iterator[Finding]:
+    if list_armed():
+        yield Finding("failpoints", ", ".join(list_armed()), f"processes fail on purpose; unset {VARIABLE}")
 
 
 def _versions() -> Iterator[Finding]:
@@ -140,9 +148,49 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
                 anchors = get_newest_set(session, base, "anchors")
                 found = f"{anchors.id}, {anchors.rows} requests" if anchors else "none"
                 yield Finding(f"anchors of {base.name}", found, mend_anchors(session, base))
+        yield from _stored_bytes(database, settings)
     except SQLAlchemyError as error:
         yield Finding(
             "database", kind, f"not reachable ({type(error).__name__}): start it, or mend TETHER_DATABASE_URL"
+        )
+
+
+def _room(settings: Settings) -> Iterator[Finding]:
+    for what, folder in {"storage": settings.storage, "checkpoints": settings.checkpoints_dir}.items():
+        free, reserve = storage.free_bytes(folder), settings.disk_reserve_bytes
+        todo = (
+            f"free {reserve - free} bytes at least; {reserve} are kept (TETHER_DISK_RESERVE_BYTES), so that uploads are"
+            " refused and jobs wait"
+        )
+        yield Finding(f"disk of {what}", f"{free} bytes free", None if free >= reserve else todo)
+
+
+def _stored_bytes(database: Database, settings: Settings) -> Iterator[Finding]:
+    """Compare what rows refer to with what is stored."""
+    try:
+        found = [each for shard in storage.SHARDS for each in storage.list_shard(settings.storage, shard)]
+        before = find_cutoff(database, settings)
+        there = {each.sha256 for each in found}
+        with read_only(database) as session:
+            seem_missing = {each for each in list_needed(session) if each[0] not in there}
+            orphans = list(find_orphans(session, found, before)) if before is not None else []
+        # Once more: what was committed since the listing is not in it.
+        missing = sorted(
+            each for each in seem_missing if storage.stored_at(settings.storage, each[0]) is None
+        )
+    except StorageUnavailable:
+        return
+    named = ", ".join(f"{sha256[:12]} ({column})" for sha256, column in missing[:5])
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    yield Finding(
+        "bytes that rows refer to",
+        f"{len(missing)} missing: {named}{more}" if missing else "all in storage",
+        "restore them from the backup of the storage" if missing else None,
+    )
+    if orphans:
+        size = sum(each.size_bytes for each in orphans)
+        yield Finding(
+            "bytes that no row refers to", f"{len(orphans)} of {size} bytes; the reconciler removes them"
         )
 
 

@@ -174,6 +174,21 @@ class StorageUnavailable(TetherError):
     code = "storage_unavailable"
 
 
+class StorageFull(StorageUnavailable):
+    """There is no room for the bytes on the disk. Whoever frees some can try again."""
+
+    status = 507
+    code = "storage_full"
+
+
+class BytesMissing(StorageUnavailable):
+    """The storage answers, and the bytes are not there. Work waits for their restore, within its infrastructure budget."""
+
+
+class BytesDamaged(StorageUnavailable):
+    """The storage answers, with other bytes than were stored. Work waits for their restore, as for missing ones."""
+
+
 class DatabaseUnavailable(TetherError):
     """The database does not answer."""
 

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import IO, Literal
 
+from app.failpoints import VARIABLE, list_armed
+
 LogFormat = Literal["text", "json"]
 
 _SECRETS = re.compile(
@@ -101,3 +103,7 @@ def configure_logs(log_format: LogFormat, stream: IO[str] | None = None) -> None
     # These tell each request that goes out, or what `app.requests` tells better.
     for name in ("httpx", "httpcore", "uvicorn.access", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if list_armed():
+        logging.getLogger(__name__).warning(
+            "%s makes this process fail at: %s. That is for tests alone", VARIABLE, ", ".join(list_armed())
+        )

@@ -11,8 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,7 +21,7 @@ from app.base_models import endpoints as base_models
 from app.body_limit import BodyLimit
 from app.conditional import ReplyCache
 from app.critics import endpoints as critics
-from app.database import Database, open_engine
+from app.database import DATABASE_AWAY, Database, open_engine
 from app.domain.safety_policy import load_policy
 from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, RateLimited, TetherError
 from app.evaluations import endpoints as evaluations
@@ -75,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.callers = KnownCallers(app.state.database)
     app.state.jobs = Gathered(partial(read_replies, app.state.database))
     app.state.waker = Waker(partial(look, app.state.database), partial(read_head, app.state.database))
-    app.state.metrics = Metrics(app.state.database)
+    app.state.metrics = Metrics(app.state.database, settings)
     app.state.curves = ReplyCache(CURVE_CACHE_BYTES)
     app.state.rate_limiter = build_rate_limiter(settings)
     for part in (
@@ -108,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(TetherError, _on_tether_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    for away in (OperationalError, PoolTimeout):
+    for away in DATABASE_AWAY:
         app.add_exception_handler(away, _on_database_away)
     app.add_exception_handler(DataError, _on_data_error)
     app.add_exception_handler(Exception, _on_any_error)

@@ -10,13 +10,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app import storage
 from app.database import Database, read_only
 from app.dependencies import needs
 from app.domain.job import State, WorkKind
@@ -29,6 +30,7 @@ from app.models.webhook import DeliveryState, WebhookDelivery
 from app.models.work import Work, Worker
 from app.notary.anchor import find_standing
 from app.notary.repository import get_refusal, list_pending_events
+from app.settings import Settings
 
 KEEP_S = 5.0
 """However often one scrapes, the database is asked so often at most."""
@@ -51,10 +53,16 @@ def read_metrics(request: Request) -> Response:
 class Metrics:
     """What one application counts."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, settings: Settings) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(InstallationCollector(database))
+        free = Gauge(
+            "tether_disk_free_bytes",
+            "Bytes that are free on the disk of this process's storage, or on its way to the bucket.",
+            registry=self.registry,
+        )
+        free.set_function(lambda: storage.free_bytes(settings.storage))
         self._requests = Histogram(
             "tether_http_request_seconds",
             "Time of requests of this process, by route and status.",

@@ -37,6 +37,8 @@ def build_celery(settings: Settings) -> Celery:
         # The folder of a file queue travels in the transport's options; its URL needs a host all the same.
         broker_url=f"{SCHEME}://localhost" if _is_file_queue(settings) else settings.broker_url,
         broker_connection_retry_on_startup=True,
+        # By default a worker gives up after a hundred tries; a broker may be away for longer.
+        broker_connection_max_retries=None,
         # A producer that cannot reach the broker gives up at once; the reconciler will knock again.
         broker_connection_timeout=2,
         task_publish_retry=False,

@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.base_models.weights import remove_unwanted_weights
-from app.database import Database, read_only, unit_of_work
+from app.database import Database, read_only
 from app.domain.job import Desired, State
-from app.errors import LeaseLost
+from app.failpoints import failpoint
 from app.files.repository import get_file
 from app.files.service import delete_expired, remove_deleted_bytes
+from app.garbage import collect_garbage
 from app.idempotency import forget_replies
 from app.jobs import repository as jobs
 from app.jobs import service
@@ -29,6 +30,7 @@ from app.uploads.service import clean_up as clean_up_uploads
 from app.work import repository
 from app.work import service as work_service
 from app.work.fair_queue import note_turns
+from app.work.one_by_one import do_each
 from app.work.unsigned import tell_unsigned
 
 log = logging.getLogger(__name__)
@@ -51,19 +53,20 @@ def reconcile(database: Database, settings: Settings) -> None:
     """Do one round of repairs."""
     with read_only(database) as session:
         expired = [work.id for work in repository.list_expired(session)]
+        overlong = [work.id for work in repository.list_overlong(session, int(settings.lease_s * 1000))]
         unwanted = [work.id for work in repository.list_unwanted(session)]
         validating = [work.id for work in repository.list_state(session, State.VALIDATING)]
         unannounced = [
             work.id for work in repository.list_unannounced(session, int(settings.requeue_after_s * 1000))
         ]
-    for work_id in expired:
-        _repair(database, settings, work_id, _end_lease)
-    for work_id in unwanted:
-        _repair(database, settings, work_id, _stop_unwanted)
-    for work_id in validating:
-        _repair(database, settings, work_id, _advance_validating)
-    for work_id in unannounced:
-        _repair(database, settings, work_id, _announce)
+    for work_ids, repair in (
+        (expired, _end_lease),
+        (overlong, _shorten_lease),
+        (unwanted, _stop_unwanted),
+        (validating, _advance_validating),
+        (unannounced, _announce),
+    ):
+        do_each(database, work_ids, partial(_repair, settings, repair), "repaired")
     for step in (
         partial(note_turns, database, settings, "gpu"),
         partial(tell_unsigned, database),
@@ -73,6 +76,7 @@ def reconcile(database: Database, settings: Settings) -> None:
         partial(clean_up_uploads, database, settings),
         partial(remove_unwanted_weights, database, settings),
         partial(forget_replies, database),
+        partial(collect_garbage, database, settings),
     ):
         try:
             step()
@@ -81,19 +85,11 @@ def reconcile(database: Database, settings: Settings) -> None:
             log.exception("%s failed; trying again", step.func.__name__)
 
 
-def _repair(database: Database, settings: Settings, work_id: str, repair: Repair) -> None:
-    try:
-        with unit_of_work(database) as session:
-            work = repository.get_work(session, work_id)
-            if work is not None:
-                repair(session, settings, work)
-    except LeaseLost as error:
-        log.info("somebody else was quicker: %s", error)
-    except SQLAlchemyError:
-        raise
-    except Exception:
-        # One row that cannot be understood must not keep the others from being repaired.
-        log.exception("%s cannot be repaired", work_id)
+def _repair(settings: Settings, repair: Repair, session: Session, work_id: str) -> None:
+    work = repository.get_work(session, work_id)
+    if work is not None:
+        repair(session, settings, work)
+        failpoint("repair.before_commit")
 
 
 def _end_lease(session: Session, settings: Settings, work: Work) -> None:
@@ -102,6 +98,11 @@ def _end_lease(session: Session, settings: Settings, work: Work) -> None:
         return
     log.warning("the lease of %s ran out under epoch %d", work.id, work.epoch - 1)
     work_service.release(session, settings, work, reason="its worker fell silent")
+
+
+def _shorten_lease(session: Session, settings: Settings, work: Work) -> None:
+    """Let nobody wait for what a dead worker's lease became when the database's clock was set back."""
+    repository.shorten_lease(session, work, int(settings.lease_s * 1000))
 
 
 def _stop_unwanted(session: Session, _: Settings, work: Work) -> None:
@@ -142,5 +143,6 @@ def _advance_validating(session: Session, _: Settings, work: Work) -> None:
 
 def _announce(session: Session, _: Settings, work: Work) -> None:
     if work.state == State.QUEUED:
+        work.not_before_ms = None
         repository.mark_knocked(session, work.id)
         queue.enqueue(session, work.queue, work.id)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from app import failpoints
 from app.domain.retention import FLOOR_DAYS
 from app.errors import ConfigurationError
 from app.webhooks.signing import read_secret
@@ -26,10 +27,17 @@ TRAINER_DEFAULTS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # CUDA's matrix products are deterministic only with a fixed workspace.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Variables of other libraries that a child process gets unless they are set already."""
+TRAINER_WALLS = {
+    # A model is a folder of this machine. Nothing of it is ever looked for elsewhere.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Variables of other libraries that a child process gets whatever they are set to."""
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 MIB = 1024 * 1024
 MAX_DAYS = 36_525
@@ -79,23 +87,41 @@ class Settings(BaseModel):
     reconcile_interval_s: Annotated[float, Field(gt=0)] = Field(
         5.0, description="Time between two rounds of the reconciler."
     )
+    stall_s: Annotated[float, Field(gt=0)] = Field(
+        1800.0,
+        description="Work that gets nowhere for this long (no micro-batch, no generated token, no judged reply) counts as"
+        " hung: its process logs every thread's stack and exits, and the work is tried again. It must be longer than a"
+        " model takes to be loaded and checked: 100 GB at 100 MB/s are 17 minutes.",
+    )
     requeue_after_s: Annotated[float, Field(gt=0)] = Field(
-        30.0, description="Queued work that nobody claimed for this long is announced again."
+        30.0,
+        description="Queued work that nobody claimed for this long is announced again, and a worker that hears nothing"
+        " looks for work this often. Work that has failed twice in a row without a newer checkpoint waits this long.",
     )
     max_attempts_without_progress: Annotated[int, Field(ge=1)] = Field(
         3, description="Attempts in a row without a newer checkpoint before a job fails as poison."
     )
     max_infrastructure_failures: Annotated[int, Field(ge=0)] = Field(
         60,
-        description="Attempts that may end by a full disk, or a storage, model folder or database that is away, each"
-        " followed by a wait of TETHER_REQUEUE_AFTER_S.",
+        description="Attempts without a newer checkpoint that may end by a full disk, or a storage, model folder or database"
+        " that is away, each followed by a wait of TETHER_REQUEUE_AFTER_S.",
     )
     reference_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         1024 * MIB,
         description="Memory for the reference's hidden states; rows beyond it use the live reference.",
     )
+    disk_reserve_bytes: Annotated[int, Field(ge=0)] = Field(
+        256 * MIB,
+        description="Bytes that stay free on the disks of storage and checkpoints, so that the database and the log beside"
+        " them can still be written: an upload beyond that is refused, a job waits or pauses itself.",
+    )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="Threads of a trainer on the CPU. 0: as many as torch chooses."
+    )
+    trainer_memory_bytes: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Memory of a process that works, beside that of a GPU. 0: no limit. What enforces it, and where nothing"
+        " can, is in docs/deploy.md.",
     )
     notary_dir: Path = Field(
         Path(),
@@ -313,6 +339,11 @@ class Settings(BaseModel):
         return self.storage_url or self.storage_dir
 
     @property
+    def checkpoints_dir(self) -> Path:
+        """Where this machine keeps the checkpoints that jobs resume from, whatever else is in a bucket."""
+        return self.storage_dir / "checkpoints"
+
+    @property
     def has_data(self) -> bool:
         """Whether there is a database to look at. A server may be away; a file that is missing was never made."""
         file = self.database_url.removeprefix("sqlite:///")
@@ -330,6 +361,7 @@ class Settings(BaseModel):
         return {
             **TRAINER_DEFAULTS,
             **ours,
+            **TRAINER_WALLS,
             **{PREFIX + name.upper(): str(value) for name, value in values.items()},
         }
 
@@ -353,6 +385,22 @@ def _is_host(text: str) -> bool:
     return True
 
 
+def read_visible_devices() -> list[str] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set, and all are visible."""
+    text = os.environ.get(VISIBLE_DEVICES)
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    # CUDA reads up to the first one that names nothing.
+    end = next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))
+    return names[:end]
+
+
+def show_devices(names: Sequence[str]) -> None:
+    """Let CUDA see these GPUs and no others, in this process. It is read once, when CUDA is first used."""
+    os.environ[VISIBLE_DEVICES] = ",".join(names)
+
+
 def make_home(settings: Settings) -> None:
     """Make the folder of local state, readable by its owner alone."""
     try:
@@ -368,6 +416,9 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: obj
 
     Raises ConfigurationError naming the variable for an unknown or unusable one.
     """
+    if environment is None:
+        # Every process comes by here, so that none runs with fewer failpoints than it was told to have.
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     values: dict[str, object] = {}
     for name, text in (os.environ if environment is None else environment).items():
         if not name.startswith(PREFIX) or name in CLIENT_VARIABLES or name.startswith(TEST_VARIABLES):

@@ -68,8 +68,8 @@ class JudgeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(("127.0.0.1", 0), Request)
+    def __init__(self, answer: Answer, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Request)
         self.answer = answer
         self.lock = threading.Lock()
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
@@ -86,9 +86,9 @@ class JudgeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(answer: Answer) -> Iterator[JudgeServer]:
-    """Serve until the block ends."""
-    with JudgeServer(answer) as server:
+def serving(answer: Answer, port: int = 0) -> Iterator[JudgeServer]:
+    """Serve until the block ends, on a free port unless one is given."""
+    with JudgeServer(answer, port) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

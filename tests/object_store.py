@@ -1,6 +1,5 @@
 """A real S3 server for the tests: moto in a process of its own, on a port of 127.0.0.1 that was free."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from importlib.util import find_spec
 import httpx
 import pytest
 
+from tests.support import free_port
+
 START_TIMEOUT_S = 60.0
 
 
@@ -21,9 +22,7 @@ def s3_server() -> Iterator[str]:
     for name, extra in (("moto", "dev"), ("obstore", "s3")):
         if find_spec(name) is None:
             pytest.skip(f"{name} is not installed; it comes with: pip install 'tether[{extra}]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,

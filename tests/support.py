@@ -1,9 +1,11 @@
 """What several tests need: databases of their own, a model folder without weights worth the name, settings."""
 
 import json
+import socket
+import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,19 @@ def database_on(backend: str, folder: Path, server: str | None) -> Iterator[str]
             yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{name}"
         finally:
             administrator.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite database while others may write to it, as an operator backs it up and puts it back (docs/mlops.md)."""
+    with closing(sqlite3.connect(source, timeout=30)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextmanager

@@ -6,11 +6,13 @@ Importing torch, transformers and peft takes longer than most of what the tests 
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
-from app.settings import TRAINER_DEFAULTS
+from app.settings import TRAINER_DEFAULTS, TRAINER_WALLS
 
 ROOT = Path(__file__).parents[1]
 KINDS = frozenset({"train", "report", "fit_critic", "evaluate"})
@@ -30,11 +32,7 @@ _context.set_forkserver_preload(IMPORTED)
 
 def work(work_id: str, environment: dict[str, str], timeout_s: float) -> None:
     """Do one piece of work as `python -m worker.process` would. Raises TimeoutError."""
-    # Libraries read some of these when they are imported.
-    with mock.patch.dict(os.environ, {**TRAINER_DEFAULTS, "PYTHONPATH": str(ROOT)}):
-        forkserver.ensure_running()
-    process = _context.Process(target=_run, args=(work_id, environment))
-    process.start()
+    process = start([work_id], environment, Path(os.devnull))
     process.join(timeout_s)
     if process.is_alive():
         process.kill()
@@ -43,13 +41,23 @@ def work(work_id: str, environment: dict[str, str], timeout_s: float) -> None:
     process.close()
 
 
-def _run(work_id: str, environment: dict[str, str]) -> None:
+def start(arguments: Sequence[str], environment: dict[str, str], log: Path) -> BaseProcess:
+    """Start what `python -m worker.process` with these arguments is; what it writes is added to `log`."""
+    # Libraries read some of these when they are imported.
+    with mock.patch.dict(os.environ, {**TRAINER_DEFAULTS, **TRAINER_WALLS, "PYTHONPATH": str(ROOT)}):
+        forkserver.ensure_running()
+    process = _context.Process(target=_run, args=(arguments, environment, log))
+    process.start()
+    return process
+
+
+def _run(arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
     from worker.process import main
 
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for descriptor in (1, 2):
-        os.dup2(nowhere, descriptor)
+        os.dup2(file, descriptor)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["worker.process", work_id]
+    sys.argv = ["worker.process", *arguments]
     sys.exit(main())

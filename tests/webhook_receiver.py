@@ -53,8 +53,8 @@ class Receiver(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, answer: Answer, host: str = "127.0.0.1") -> None:
-        super().__init__((host, 0), Request)
+    def __init__(self, answer: Answer, host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__((host, port), Request)
         self.answer = answer
         self.received: list[Received] = []
         self.connections = 0
@@ -75,9 +75,11 @@ class Receiver(ThreadingHTTPServer):
 
 
 @contextmanager
-def receiving(answer: Answer = Request.reply, context: ssl.SSLContext | None = None) -> Iterator[Receiver]:
-    """Receive until the block ends, with TLS where a context is given."""
-    with Receiver(answer) as receiver:
+def receiving(
+    answer: Answer = Request.reply, context: ssl.SSLContext | None = None, port: int = 0
+) -> Iterator[Receiver]:
+    """Receive until the block ends, with TLS where a context is given, on a free port unless one is given."""
+    with Receiver(answer, port=port) as receiver:
         if context is not None:
             receiver.socket = context.wrap_socket(receiver.socket, server_side=True)
             receiver.scheme = "https"

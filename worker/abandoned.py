@@ -13,7 +13,9 @@ from app.work import service as work_service
 log = logging.getLogger(__name__)
 
 
-def give_back(database: Database, settings: Settings, owner: str, reason: str) -> None:
+def give_back(
+    database: Database, settings: Settings, owner: str, reason: str, *, out_of_memory: bool = False
+) -> None:
     """Give back what a dead process owned, so that nobody waits for its lease to run out.
 
     Its epoch is raised first: should anything of it still live, it is fenced. Where the database is away, the lease runs
@@ -27,7 +29,10 @@ def give_back(database: Database, settings: Settings, owner: str, reason: str) -
                 work = repository.get_work(session, work_id)
                 if work is not None and repository.take_over_from(session, work, owner):
                     log.warning("%s is given back: %s", work_id, reason)
-                    work_service.release(session, settings, work, reason=reason)
+                    if out_of_memory:
+                        work_service.split(session, work, reason=reason)
+                    else:
+                        work_service.release(session, settings, work, reason=reason)
     except LeaseLost as error:
         log.info("somebody else was quicker: %s", error)
     except SQLAlchemyError as error:

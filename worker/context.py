@@ -26,10 +26,12 @@ class Paused(Exception):
 class Context:
     """The surroundings of one piece of work."""
 
-    def __init__(self, database: Database, settings: Settings, lease: Lease) -> None:
+    def __init__(self, database: Database, settings: Settings, lease: Lease, *, split: int = 1) -> None:
         self.database = database
         self.settings = settings
         self.lease = lease
+        self.split = split
+        """By how much the micro-batches are smaller than usual, because memory has run out before."""
         self.preempted = False
         self.pause_due = False
         """Whether the job itself has asked for a pause."""
@@ -40,8 +42,8 @@ class Context:
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where the checkpoints to resume from lie. Always local: resuming on another machine is not there yet."""
-        return self.settings.storage_dir / "checkpoints" / self.lease.work_id
+        """Where the checkpoints to resume from lie on this machine. In a bucket there are copies (`worker.checkpoints`)."""
+        return self.settings.checkpoints_dir / self.lease.work_id
 
     @property
     def cancelled(self) -> bool:

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from app import storage
-from app.base_models.service import hash_file, verify_base_model
+from app.base_models.service import hash_file
 from app.database import unit_of_work
 from app.domain.dataset import parse_rows, read_lines
 from app.domain.job import State
@@ -14,6 +14,7 @@ from app.models.base_model import BaseModel, Critic
 from app.notary.repository import add_event
 from app.work import repository
 from worker.context import Context
+from worker.progress import mark_forwards, micro_batch_tokens
 from worker.training.critics import probe
 from worker.training.critics.activation import save_critic
 from worker.training.models import choose_device, load_base, set_determinism, template_digest
@@ -27,9 +28,9 @@ def fit_critic(context: Context) -> None:
         args = context.lease.load(session).args
         base_row = session.get_one(BaseModel, args["base_model"])
     context.lease.move(State.RUNNING)
-    verify_base_model(base_row)
     set_determinism(SEED)
-    model, tokenizer = load_base(Path(base_row.path), device=choose_device())
+    model, tokenizer = load_base(Path(base_row.path), device=choose_device(), files=base_row.files)
+    mark_forwards(context, model)
     with storage.open_stored(context.settings.storage, args["data_sha256"]) as file:
         rows = parse_rows(read_lines(file))
     fitted = probe.fit_critic(
@@ -39,6 +40,7 @@ def fit_critic(context: Context) -> None:
         seed=SEED,
         # An earlier version asked for critics without it.
         pooling=args.get("pooling", "mean"),
+        micro_batch_tokens=micro_batch_tokens(context),
         on_progress=context.check,
     )
     with tempfile.TemporaryDirectory(dir=context.settings.home, prefix="critic-") as temporary:

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from app import storage
 from app.base_models.repository import get_tuned_model
-from app.base_models.service import verify_base_model
 from app.base_models.tuned import TunedModel
 from app.database import read_only, unit_of_work
 from app.domain.evaluation_spec import BUILTIN_SUITES, EvaluationSpec
@@ -26,13 +25,14 @@ from app.models.evaluation import Evaluation
 from app.notary.repository import add_event
 from app.quotas.service import take_storage
 from app.work import repository
+from worker.assignment import read_rows
 from worker.context import Context
 from worker.evaluation.judges import build_judges
 from worker.evaluation.paired import Evaluated, evaluate_paired
 from worker.evaluation.prefixes import Prefix, find_prefixes
 from worker.evaluation.suites import Suite, load_builtin, read_suite
-from worker.trainer import read_rows
-from worker.training.checkpoint import load_adapter_zip
+from worker.progress import mark_forwards
+from worker.training.adapter import load_adapter_zip
 from worker.training.models import add_adapter, choose_device, load_base, set_determinism
 
 COMPLETED = "evaluation.completed"
@@ -50,13 +50,13 @@ def evaluate(context: Context) -> None:
         data_sha256: str | None = evaluation.work.args["data_sha256"]
     spec = EvaluationSpec.model_validate(evaluation.request)
     context.lease.move(State.RUNNING)
-    verify_base_model(base_row)
     if context.settings.threads:
         torch.set_num_threads(context.settings.threads)
     set_determinism(spec.decoding.seed)
     # Judges come first: what is not configured should not cost a model's loading.
     judges, comparers = build_judges(spec.judge, context.settings)
-    base, tokenizer = load_base(Path(base_row.path), device=choose_device())
+    base, tokenizer = load_base(Path(base_row.path), device=choose_device(), files=base_row.files)
+    mark_forwards(context, base)
     evaluated = evaluate_paired(
         _load_tuned(context, base, tuned),
         tokenizer,
@@ -65,6 +65,7 @@ def evaluate(context: Context) -> None:
         spec.decoding,
         prefixes=_load_prefixes(context, training_sha256, spec.decoding.data_prefixes),
         comparers=comparers,
+        split=context.split,
         on_progress=context.check,
     )
     _keep(context, project_id, evaluated)

@@ -1,6 +1,7 @@
 """Checking an uploaded file that was too large to be checked while it was uploaded."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any, BinaryIO
@@ -39,7 +40,7 @@ def check_file(context: Context) -> None:
 def check_apart(context: Context, stored: BinaryIO) -> dict[str, Any]:
     """Check a training file in a restricted process, and return `Findings.to_record` of it. Raises JobFailure."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker.row_check"],
+        [sys.executable, "-m", "worker.row_check", "--parent", str(os.getpid())],
         stdin=stored,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

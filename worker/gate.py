@@ -239,6 +239,7 @@ def _evaluate(
         spec.decoding,
         prefixes=find_prefixes(rows, spec.decoding.data_prefixes),
         comparers=comparers,
+        split=context.split,
         on_progress=context.check,
     )
     return evaluated.result.to_body()

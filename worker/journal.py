@@ -23,11 +23,13 @@ from app.domain.risk_table import RiskRow as RiskEntry
 from app.domain.step_record import StepRecord
 from app.domain.training_spec import TrainingSpec
 from app.errors import JobFailure, LeaseLost
+from app.failpoints import failpoint
 from app.jobs import repository
 from app.jobs.repository import Advance
 from app.models.base import utc_now
 from app.models.job import Checkpoint, Job, Step
 from app.models.webhook import EventType
+from app.models.work import Work
 from app.webhooks.events import announce
 from app.work import repository as work_repository
 from app.work import service as work_service
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from worker.training.critics.judge import LiveScore
     from worker.training.loop import Drift
 
+REPLY_SPLIT = "reply_split"
 EVENT_INTERVAL_S = 1.0
 """Metrics events come at most this often; the lossless curve is in the steps."""
 LIVE_SCORES_PER_LEAF = 16
@@ -77,6 +80,7 @@ class Journal:
         checkpoint_sha256: str | None,
         environment: Mapping[str, str],
         device: str,
+        micro_batch_tokens: int,
     ) -> None:
         """Record the start or the resume, forget what a crash threw away, and move to running."""
         with unit_of_work(self._context.database) as session:
@@ -92,6 +96,7 @@ class Journal:
                     "spec": self._spec.model_dump(mode="json"),
                     "environment": dict(environment),
                     "device": device,
+                    "micro_batch_tokens": micro_batch_tokens,
                 },
             )
             repository.forget_steps(session, job, after=from_step)
@@ -106,9 +111,14 @@ class Journal:
             job.total_steps = total_steps
             for name, value in self._progress()._asdict().items():
                 setattr(job, name, value)
-            message = "Fine-tuning job started" if first else f"Fine-tuning job resumed from step {from_step}"
-            repository.add_event(session, job, message)
+            message, mark = "Fine-tuning job started", None
+            if not first:
+                message = f"Fine-tuning job resumed from step {from_step}"
+                mark = {"step": from_step, "mark": "pause", "label": f"attempt {work.attempt}"}
+            repository.add_event(session, job, message, data=mark)
             work_repository.move(session, work, State.RUNNING)
+            failpoint("begin.before_commit")
+        failpoint("begin.after_commit")
 
     def load_risks(self) -> list[RiskEntry]:
         """Return the risk table that an earlier attempt committed to; empty before the first.
@@ -121,6 +131,12 @@ class Journal:
             return [parse_risk_row(entry) for entry in entries]
         except ValueError as error:
             raise from_older_version() from error
+
+    def load_reply_split(self) -> int:
+        """Return by how much the batches were smaller in which the replies on record were made."""
+        with read_only(self._context.database) as session:
+            split: int = session.get_one(Work, self._context.lease.work_id).args.get(REPLY_SPLIT, 1)
+        return split
 
     def load_sets(self) -> dict[str, Mapping[str, Any]]:
         """Return what an earlier attempt recorded of the registered sets, by the name of the leaf."""
@@ -156,12 +172,16 @@ class Journal:
             rows, dropped=dropped, critic_sha256=self._critic_sha256, fitted=fitted
         )
         with unit_of_work(self._context.database) as session:
+            work = self._context.lease.load(session)
+            work.args = {**work.args, REPLY_SPLIT: self._context.split}
             self._append(session, "risk.table", body)
             if anchors is not None:
                 self._append(session, "anchors", anchors)
             if alignment is not None:
                 self._append(session, "alignment", alignment)
             save_risk_table(session, self._context.lease.work_id, entries)
+            failpoint("reference.before_commit")
+        failpoint("reference.after_commit")
 
     def record_step(self, record: StepRecord) -> None:
         """Record an optimiser step. Raises where the work must stop here.
@@ -194,6 +214,8 @@ class Journal:
             if record.skipped:
                 message = f"Step {record.step} was skipped: its loss was {record.loss}, its gradient norm {record.grad_norm}"
                 repository.add_event(session, owned, message, level="warn")
+            failpoint("step.before_commit")
+        failpoint("step.after_commit")
 
     def record_drift(self, drift: "Drift") -> None:
         """Record what the run-level monitor measured after a step, and say so where it is too much."""
@@ -220,7 +242,8 @@ class Journal:
                 work_service.ask_for_pause(session, job.work, by="monitor", reason=message)
                 self._context.pause_due = True
             else:
-                repository.add_event(session, job, message[0].upper() + message[1:], level="warn")
+                mark = {"step": drift.step, "mark": "policy", "label": "drift"}
+                repository.add_event(session, job, message[0].upper() + message[1:], level="warn", data=mark)
 
     def record_live(self, step: int, scores: Sequence["LiveScore"]) -> None:
         """Record what a live judge has said, before the first step that it counts for."""
@@ -258,6 +281,9 @@ class Journal:
         files: dict[str, str],
         name: str | None,
         adapter_sha256: str | None,
+        stored: dict[str, str] | None,
+        host: str,
+        size_bytes: int,
     ) -> None:
         """Commit a checkpoint: from here on the job resumes from it."""
         digest = digest_of(files)
@@ -275,21 +301,52 @@ class Journal:
                 folder=folder,
                 name=name,
                 adapter_sha256=adapter_sha256,
+                stored=stored,
+                host=host,
+                size_bytes=size_bytes,
                 metrics=self._checkpoint_metrics(session, job, step),
             )
             work_repository.note_progress(session, work.id, work.epoch)
             if name is not None:
                 repository.add_event(session, job, f"Checkpoint created at step {step}: {name}")
+            failpoint("checkpoint.before_commit")
+        failpoint("checkpoint.after_commit")
+
+    def record_invalid(self, checkpoint: Checkpoint, why: str, *, instead: int | None) -> None:
+        """Record that a checkpoint cannot be gone on from, before the job goes on from an older one or fails.
+
+        `instead` is the step of the older one; with it, the checkpoint is let go of.
+        """
+        with unit_of_work(self._context.database) as session:
+            work = self._context.lease.load(session)
+            body = {"step": checkpoint.step, "sha256": checkpoint.digest, "why": why}
+            self._append(session, "ckpt.invalid", body)
+            if instead is None:
+                then = "there is none before it"
+            else:
+                then = f"the job goes on from the one after step {instead}"
+                row = session.get_one(Checkpoint, checkpoint.id)
+                row.folder = row.stored = None
+            message = f"The checkpoint after step {checkpoint.step} is {why}; {then}"
+            repository.add_event(session, repository.load_job(session, work.id), message, level="warn")
 
     def begin_pause(self) -> bool:
         """Move to pausing before the last checkpoint is written; say whether the pause still stands."""
         with unit_of_work(self._context.database) as session:
             work = self._context.lease.load(session)
-            if "pause" in work.args:
+            is_wanted = "pause" in work.args
+            if is_wanted:
+                job = repository.load_job(session, work.id)
+                repository.add_event(
+                    session, job, f"The job pauses after step {job.step}; its checkpoint is being written"
+                )
                 work_repository.move(session, work, State.PAUSING)
-                return True
-            self._context.lease.desired = Desired(work.desired)
-            return False
+                failpoint("pause.before_commit")
+            else:
+                self._context.lease.desired = Desired(work.desired)
+        if is_wanted:
+            failpoint("pause.after_commit")
+        return is_wanted
 
     def end_training(self) -> None:
         """Move to finalising after the last step. Raises Paused where the job is to pause before that."""
@@ -299,7 +356,13 @@ class Journal:
                 raise Paused("asked to pause before its adapter is published")
             # A pause that was taken back since the last heartbeat would stop what comes now, where nothing pauses any more.
             self._context.lease.desired = Desired(work.desired)
+            job = repository.load_job(session, work.id)
+            repository.add_event(
+                session, job, f"Training is done after step {job.step}; its adapter is being stored"
+            )
             work_repository.move(session, work, State.FINALISING)
+            failpoint("finalise.before_commit")
+        failpoint("finalise.after_commit")
 
     def record_gate_start(self, limits: Sequence[Mapping[str, Any]]) -> None:
         """Record what the policy's gate found before the first step, and ask for the pause that it wants."""

@@ -17,9 +17,10 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import Database, open_engine, unit_of_work
+from app.database import Database, open_engine, read_only, unit_of_work
 from app.domain.job import State, WorkKind
 from app.errors import LeaseLost, StorageUnavailable, TetherError
+from app.failpoints import failpoint
 from app.logs import add_fields, configure_logs
 from app.models.work import Work
 from app.queue import QUEUES, build_publisher
@@ -28,8 +29,13 @@ from app.work import repository
 from app.work import service as work_service
 from app.work.fair_queue import claim_next
 from worker.context import Cancelled, Context, Paused, Preempted
+from worker.device import NO_DEVICE, list_devices, take_device
 from worker.lease import Lease
+from worker.memory_limit import limit_memory
 from worker.orphan import die_with
+from worker.training import model_folder
+from worker.training.memory import is_out_of_memory
+from worker.walls import check_walls, raise_walls
 
 log = logging.getLogger("worker")
 
@@ -47,18 +53,32 @@ def main() -> int:
         die_with(arguments.parent)
     settings = load_settings()
     configure_logs(settings.log_format)
+    raise_walls(settings)
     # On a machine of its own nothing else has made the folder yet, and temporary files go there.
     make_home(settings)
+    model_folder.parent = settings.home
     database = Database(open_engine(settings.database_url), build_publisher(settings))
+    queue = arguments.queue or _queue_of(database, arguments.work_id)
+    on_gpu = queue == "gpu" and bool(list_devices())
+    limit_memory(settings.trainer_memory_bytes, arguments.owner, on_gpu=on_gpu)
+    # Before anything is claimed: what waits for a GPU costs no attempt.
+    if not take_device(settings, queue, wait=arguments.queue is None):
+        return NO_DEVICE
     if arguments.queue is not None:
         return run_next(database, settings, arguments.queue, arguments.owner)
-    return run(database, settings, arguments.work_id)
+    return run(database, settings, arguments.work_id, arguments.owner)
 
 
-def run(database: Database, settings: Settings, work_id: str) -> int:
-    """Claim a row of work and do it; return the exit code. Not claimable is no error."""
+def run(database: Database, settings: Settings, work_id: str, owner: str | None = None) -> int:
+    """Claim a row of work and do it; return the exit code. Not claimable is no error.
+
+    By default the owner is this process by its id.
+    """
     with unit_of_work(database) as session:
-        work = repository.claim(session, work_id, owner=_owner(), lease_ms=int(settings.lease_s * 1000))
+        lease_ms = int(settings.lease_s * 1000)
+        work = repository.claim(session, work_id, owner=owner or _owner(), lease_ms=lease_ms)
+        if work is not None:
+            work_service.note_claim(session, work)
     return 0 if work is None else _do(database, settings, work)
 
 
@@ -66,6 +86,12 @@ def run_next(database: Database, settings: Settings, queue: str, owner: str) -> 
     """Claim the work of a queue whose turn it is, and do it; return the exit code. A knock proves nothing."""
     work = claim_next(database, settings, queue, owner=owner, lease_ms=int(settings.lease_s * 1000))
     return 0 if work is None else _do(database, settings, work)
+
+
+def _queue_of(database: Database, work_id: str) -> str:
+    with read_only(database) as session:
+        work = repository.get_work(session, work_id)
+        return "cpu" if work is None else work.queue
 
 
 def _owner() -> str:
@@ -77,13 +103,14 @@ def _do(database: Database, settings: Settings, work: Work) -> int:
     add_fields(job=work_id, project=work.project_id)
     lease = Lease(database, settings, work)
     lease.start()
-    context = Context(database, settings, lease)
+    context = Context(database, settings, lease, split=work.args.get("split", 1))
     signal.signal(signal.SIGTERM, lambda *_: context.preempt())
     log.info("%s %s: attempt %d", work.kind, work_id, work.attempt)
     try:
-        KINDS[WorkKind(work.kind)](context)
+        _work(context, WorkKind(work.kind))
         log.info("%s %s: done", work.kind, work_id)
-        shutil.rmtree(context.checkpoint_folder, ignore_errors=True)
+        lease.stop()
+        _forget_checkpoints(context)
     except Cancelled:
         log.info("%s: cancelled", work_id)
         return 0 if _end(context, State.CANCELLED, None) else 1
@@ -96,6 +123,9 @@ def _do(database: Database, settings: Settings, work: Work) -> int:
     except LeaseLost as error:
         log.warning("%s", error)
         return 1
+    except OutOfMemory as error:
+        log.exception("%s: memory ran out", work_id)
+        return 0 if _split(context, reason=str(error)) else 1
     except (StorageUnavailable, OSError, SQLAlchemyError) as error:
         log.exception("%s: the surroundings failed", work_id)
         _postpone(context, reason=describe(error))
@@ -112,6 +142,22 @@ def _do(database: Database, settings: Settings, work: Work) -> int:
     finally:
         lease.stop()
     return 0
+
+
+class OutOfMemory(Exception):
+    """Memory ran out at the work."""
+
+
+def _work(context: Context, kind: WorkKind) -> None:
+    try:
+        KINDS[kind](context)
+    except Exception as error:
+        # A library may have packed it into an error of its own.
+        check_walls()
+        # It comes as an error of many types, some of which mean something else otherwise.
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{type(error).__name__} in its process") from error
+        raise
 
 
 def _run_train(context: Context) -> None:
@@ -171,26 +217,46 @@ def describe(error: Exception) -> str:
 
 
 def _end(context: Context, state: State, error: work_service.Error | None) -> bool:
+    context.lease.leave()
+    try:
+        with unit_of_work(context.database) as session:
+            work_service.end(session, context.lease.load(session), state, error)
+            failpoint("end.before_commit")
+    except (LeaseLost, SQLAlchemyError):
+        return False
+    # Before the commit it would be too early: what has not ended is resumed from them.
+    _forget_checkpoints(context)
+    return True
+
+
+def _forget_checkpoints(context: Context) -> None:
+    """Remove the checkpoints of what has ended, because nobody resumes it."""
+    shutil.rmtree(context.checkpoint_folder, ignore_errors=True)
+
+
+def _split(context: Context, *, reason: str) -> bool:
+    context.lease.leave()
     with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
-        work_service.end(session, context.lease.load(session), state, error)
-        # Nobody resumes what has ended.
-        shutil.rmtree(context.checkpoint_folder, ignore_errors=True)
+        work_service.split(session, context.lease.load(session), reason=reason)
         return True
     return False
 
 
 def _postpone(context: Context, *, reason: str) -> None:
+    context.lease.leave()
     with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
         work_service.postpone(session, context.settings, context.lease.load(session), reason=reason)
 
 
 def _give_back(context: Context, *, reason: str) -> bool:
+    context.lease.leave()
     with contextlib.suppress(LeaseLost, SQLAlchemyError), unit_of_work(context.database) as session:
         work = context.lease.load(session)
         if context.preempted or context.pausing:
             # Being told to stop is no failure and costs no budget.
             work.attempts_without_progress = 0
         work_service.release(session, context.settings, work, reason=reason)
+        failpoint("release.before_commit")
         return True
     return False
 

@@ -16,6 +16,7 @@ from app import storage
 from app.database import read_only, unit_of_work
 from app.domain.canary import Canary
 from app.domain.job import Desired, State, model_name
+from app.failpoints import failpoint
 from app.files.service import RESULTS, add_file, note_unwanted
 from app.jobs import repository
 from app.models.base_model import BaseModel
@@ -25,8 +26,8 @@ from app.work import service as work_service
 from worker.context import Cancelled, Context
 from worker.gate import Closing, refused
 from worker.journal import Journal
+from worker.training.adapter import build_adapter_zip, export_adapter, hash_files
 from worker.training.canary import check_reloaded, measure_canary, reload_canary
-from worker.training.checkpoint import build_adapter_zip, export_adapter, hash_files
 
 METRICS_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 
@@ -108,6 +109,8 @@ def publish(
                 journal.append_published(session, job.step, adapter, compute)
                 _add_results(session, work, adapter, results)
                 work_service.end(session, work, State.SUCCEEDED, None)
+                failpoint("publish.before_commit")
+        failpoint("publish.after_commit")
     except Cancelled:
         _let_go(context, job.project_id, results)
         raise

@@ -10,10 +10,9 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app import storage
-from app.base_models.service import verify_base_model
 from app.database import unit_of_work
 from app.domain.control_law import compute_treatment, fitted_ids
-from app.domain.conversion import Row, find_format, to_chat
+from app.domain.conversion import Row, begin_text, find_format, to_chat
 from app.domain.dataset import parse_rows, read_lines
 from app.domain.duplicates import SAMENESSES, digest_rows, find_duplicates, find_leaks
 from app.domain.job import State
@@ -26,6 +25,7 @@ from app.models.report import Report, reading_of
 from app.work import repository
 from worker.context import Context
 from worker.critic_loader import load_pinned_critic, scale_of
+from worker.progress import mark_forwards, micro_batch_tokens
 from worker.training.critics.protocol import Critic as LoadedCritic
 from worker.training.data import TokenizedRow
 from worker.training.inspection import (
@@ -46,8 +46,6 @@ _CRITIC: TypeAdapter[AnyCritic | None] = TypeAdapter(AnyFields | None)
 MAX_SHOWN_CHARS = 2000
 """Of the one row that shows how a file is read."""
 ROWS_WITH_TEXT = 30
-RISKY_CHARS = 300
-"""Of each of the riskiest rows."""
 BYTES_PER_TRAINED_PARAMETER = 16
 """The weight, its gradient and AdamW's two moments, each in float32."""
 ACTIVATIONS_PER_HIDDEN = 16
@@ -62,13 +60,13 @@ def make_report(context: Context) -> None:
         reading = _CRITIC.validate_python(reading_of(args))
         fitted = [session.get_one(Critic, each) for each in fitted_ids(reading_of(args))]
     context.lease.move(State.RUNNING)
-    verify_base_model(base_row)
     if context.settings.threads:
         torch.set_num_threads(context.settings.threads)
     spec = TrainingSpec.model_validate(args["spec"])
     set_determinism(spec.seed)
     # Reports are the work of processors: the accelerator belongs to the jobs.
-    base, tokenizer = load_base(Path(base_row.path), device=torch.device("cpu"))
+    base, tokenizer = load_base(Path(base_row.path), device=torch.device("cpu"), files=base_row.files)
+    mark_forwards(context, base)
     sources = _read(context, args["data_sha256"])
     rows = [to_chat(row) for row in sources]
     inspection = _inspect(context, tokenizer, rows, spec)
@@ -180,17 +178,6 @@ def show_riskiest(by_visibility: dict[str, dict[str, Any]], rows: list[Row]) -> 
             each["text"] = begin_text(rows[each["row"]])
 
 
-def begin_text(row: Row) -> str:
-    """Return the beginning of what is said in a chat row, a line for each of its messages."""
-    said = (
-        f"{message['role']}: {message['content']}"
-        for message in row["messages"]
-        if isinstance(message.get("content"), str)
-    )
-    text = "\n".join(said)
-    return text if len(text) <= RISKY_CHARS else text[:RISKY_CHARS] + "…"
-
-
 def describe_training(spec: TrainingSpec, rows: tuple[TokenizedRow, ...]) -> dict[str, Any]:
     """Return how much a job would train."""
     tokens = sum(len(row.input_ids) for row in rows)
@@ -260,7 +247,13 @@ def _measure(
     if not rows:
         return ()
     return run_reference_pass(
-        base, rows, critic, spec, cache_budget_bytes=0, on_progress=lambda _: context.check()
+        base,
+        rows,
+        critic,
+        spec,
+        cache_budget_bytes=0,
+        micro_batch_tokens=micro_batch_tokens(context),
+        on_progress=lambda _: context.check(),
     ).risks
 
 

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 
 from app.base_models import repository
 from app.domain.ledger import digest_of, identifier
+from app.domain.model_config import why_refused
+from app.domain.safetensors_header import check_safetensors
 from app.errors import Conflict, InvalidBaseModel, InvalidRequest, StorageUnavailable
 from app.models.base import utc_now
 from app.models.base_model import BaseModel
@@ -24,15 +26,7 @@ ALLOWED = re.compile(
 DOCUMENTS = re.compile(
     r"README\.md|SHA256SUMS|LICENSE.*|USE_POLICY\.md|NOTICE.*|\.gitattributes", re.IGNORECASE
 )
-CODE_KEYS = (
-    "auto_map",
-    "trust_remote_code",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "custom_pipelines",
-)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
-MAX_HEADER_BYTES = 64 * 1024 * 1024
 
 
 def register_base_model(
@@ -170,33 +164,24 @@ def hash_file(path: Path) -> str:
 
 
 def _check_safetensors(path: Path, name: str) -> None:
-    size = path.stat().st_size
     with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, size - 8) or file.read(1) != b"{":
-            raise InvalidBaseModel(f"{name} is not a safetensors file, whatever its name says")
+        try:
+            check_safetensors(file, path.stat().st_size)
+        except ValueError as error:
+            raise InvalidBaseModel(
+                f"{name} is not a safetensors file that is loaded, whatever its name says: {error}"
+            ) from None
 
 
 def _check_json(path: Path, name: str) -> None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        # Vocabularies are large and may hold any word as a key; only configurations are searched.
+        configures = name in ("config.json", "tokenizer_config.json", "generation_config.json")
+        why = why_refused(content) if configures else None
     except (ValueError, RecursionError) as error:
         raise InvalidBaseModel(f"{name} is not JSON: {error}") from None
-    # Vocabularies are large and may hold any word as a key; only configurations are searched.
-    if name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        if not isinstance(content, dict):
-            raise InvalidBaseModel(f"{name} is not a JSON object")
-        _refuse_code(content, name, "$")
-
-
-def _refuse_code(value: Any, name: str, path: str) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in CODE_KEYS:
-                raise InvalidBaseModel(
-                    f"{name}, {path}.{key}: this key makes the loader run code; a base model must do without"
-                )
-            _refuse_code(inner, name, f"{path}.{key}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            _refuse_code(inner, name, f"{path}[{index}]")
+    if configures and not isinstance(content, dict):
+        raise InvalidBaseModel(f"{name} is not a JSON object")
+    if why is not None:
+        raise InvalidBaseModel(f"{name}, {why}")

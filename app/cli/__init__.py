@@ -5,6 +5,7 @@ import sys
 import typer
 
 from app.cli import (
+    artifacts,
     critics,
     evals,
     files,
@@ -40,6 +41,7 @@ for command in (
 cli.command()(risk)
 cli.command()(verify.verify)
 cli.command()(usage.usage)
+jobs.group.add_typer(artifacts.group)
 for name, group in (
     ("files", files.group),
     ("jobs", jobs.group),

@@ -1,5 +1,6 @@
 """tether critics"""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -113,7 +114,8 @@ def fit_critic(
             work = request_fit(session, base_name=base, data_sha256=stored, pooling=layers, category=category)
         # The work is done here and now, by the same process that a worker would start for it.
         environment = settings.child_environment()
-        subprocess.run([sys.executable, "-m", "worker.process", work.id], env=environment, check=False)
+        command = [sys.executable, "-m", "worker.process", work.id, "--parent", str(os.getpid())]
+        subprocess.run(command, env=environment, check=False)
         with read_only(database) as session:
             done = get_work(session, work.id)
             critic = get_critic(session, work.id)

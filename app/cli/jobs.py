@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.common import A_FILE, DEFAULT_URL, Key, Url, connect
-from app.cli.files import report_download, safe_name
 from app.cli.job_request import (
     BatchSize,
     Epochs,
@@ -23,6 +22,14 @@ from app.cli.job_request import (
     read_safety,
     send_files,
     without_none,
+)
+from app.cli.job_words import (
+    describe_decisions,
+    describe_gate,
+    name_critic,
+    name_method,
+    show_share,
+    show_steps,
 )
 from app.cli.output import (
     Json,
@@ -69,6 +76,13 @@ def create_job(
     seed: Annotated[
         int | None, typer.Option(help="Default: drawn by the server.", show_default=False)
     ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            help="Among the project's own jobs that wait, higher goes first: from -10 to 10. Default: 0.",
+            show_default=False,
+        ),
+    ] = None,
     metadata: Metadata = None,
     integration: Integrations = None,
     wait: Annotated[
@@ -87,6 +101,7 @@ def create_job(
         "validation_file": validation_file,
         "suffix": suffix,
         "seed": seed,
+        "priority": priority,
         "metadata": read_metadata(metadata),
         "integrations": read_integrations(integration),
         "method": build_method(epochs, batch_size, learning_rate_multiplier),
@@ -242,56 +257,6 @@ def show_job(job_id: JobId, url: Url = DEFAULT_URL, key: Key = None, as_json: Js
             "ended at": show_time(job["finished_at"]),
         }
     )
-
-
-def name_method(job: dict[str, Any]) -> str:
-    """Return by which method a job is protected, and that it is not where that is so."""
-    method = str(get_in(job, "safety", "method"))
-    return method if get_in(job, "safety", "protected") else f"{method} (UNPROTECTED)"
-
-
-def describe_gate(gate: dict[str, Any] | None) -> str | None:
-    """Return what a job's gate came to, and each broken limit with what was found; None where it was not judged yet."""
-    judged = gate if gate is not None and gate["verdict"] is not None else get_in(gate, "start")
-    if judged is None:
-        return None
-    broken = [
-        f"{each['limit']}: {'nothing was found' if each['found'] is None else show_cell(each['found'])}, the bound is"
-        f" {show_cell(each['bound'])}"
-        for each in judged["limits"]
-        if each["broken"]
-    ]
-    return "; ".join((str(judged["verdict"]), *broken))
-
-
-def describe_decisions(gate: dict[str, Any] | None) -> str | None:
-    """Return who has released or rejected a held job, and why; None where nobody has."""
-    said = [
-        f"{each['decision']} by {each['by']} ({each['reason']})" for each in get_in(gate, "decisions") or ()
-    ]
-    return "; ".join(said) or None
-
-
-def show_steps(job: dict[str, Any]) -> str | None:
-    """Return how far a job is."""
-    done, total = get_in(job, "training", "steps_completed"), get_in(job, "training", "total_steps")
-    return None if total is None else f"{done} of {total}"
-
-
-def show_share(number: float | None) -> str | None:
-    """Return a number from 0 to 1; None where nothing was measured."""
-    return None if number is None else f"{number:.3f}"
-
-
-def name_critic(critic: dict[str, Any] | None) -> str | None:
-    """Return who measured the risk, and how good it was on held-out data where that is known."""
-    if critic is None:
-        return None
-    if critic.get("type") == "combined":
-        return " + ".join(name_critic(part) or "?" for part in critic.get("critics", ()))
-    auroc = get_in(critic, "quality", "auroc")
-    name = str(critic.get("id") or critic.get("type"))
-    return name if auroc is None else f"{name} (AUROC {auroc:.3f} held out)"
 
 
 @group.command("follow")
@@ -503,79 +468,3 @@ def list_steps(
     )
     if found["has_more"]:
         print_line(f"there are more; --after {found['data'][-1]['step']} has the next ones")
-
-
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(metavar="ID", help="Of this checkpoint, instead of the end of the job.", show_default=False),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", help="Where to. Default: named after the job, here.", show_default=False),
-]
-
-
-@group.command("adapter")
-def download_adapter(
-    job_id: JobId,
-    checkpoint: Checkpoint = None,
-    target: Out = None,
-    url: Url = DEFAULT_URL,
-    key: Key = None,
-    as_json: Json = False,
-) -> None:
-    """Download the adapter's zip, check its SHA-256, and go on where an earlier try stopped."""
-    path = (*JOBS, job_id, *(("checkpoints", checkpoint) if checkpoint else ()), "adapter")
-    download_as(
-        path, target or Path(safe_name(f"{checkpoint or job_id}-adapter.zip")), url, key, as_json=as_json
-    )
-
-
-@group.command("card")
-def download_card(
-    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
-) -> None:
-    """Download the model card: one page with the curves, gate, evaluations and auditors' questions."""
-    path = (*JOBS, job_id, "model_card")
-    download_as(path, target or Path(safe_name(f"{job_id}-model-card.html")), url, key, as_json=as_json)
-
-
-@group.command("attestation")
-def download_attestation(
-    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
-) -> None:
-    """Download the notary's signed statement about the adapter: in-toto in a DSSE envelope."""
-    path = (*JOBS, job_id, "attestation")
-    download_as(path, target or Path(safe_name(f"{job_id}.intoto.json")), url, key, as_json=as_json)
-
-
-@group.command("receipt")
-def download_receipt(
-    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
-) -> None:
-    """Download the proof that the job's newest head is under a signed checkpoint; keep it outside of the service."""
-    path = (*JOBS, job_id, "receipt")
-    download_as(path, target or Path(safe_name(f"{job_id}.tlog-proof")), url, key, as_json=as_json)
-
-
-@group.command("evidence")
-def download_evidence(
-    job_id: JobId, target: Out = None, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
-) -> None:
-    """Download the evidence bundle, for `tether verify`."""
-    path = (*JOBS, job_id, "evidence")
-    target = target or Path(safe_name(f"{job_id}-evidence.zip"))
-    download_as(path, target, url, key, as_json=as_json)
-    if not as_json:
-        print_line(
-            f"next: tether verify {target} --policy FILE, which the operator makes with: tether log trust"
-        )
-
-
-def download_as(path: tuple[str, ...], target: Path, url: str, key: str | None, *, as_json: bool) -> None:
-    """Download what a path answers and say where it lies."""
-    from app.cli.transfer import download
-
-    with connect(url, key) as server:
-        sha256 = download(server, path, target)
-    report_download(target, sha256, as_json=as_json)

@@ -8,7 +8,8 @@ import typer
 
 from app.cli.common import DEFAULT_URL, Key, Url, connect
 from app.cli.files import report_download
-from app.cli.jobs import JOBS, JobId, name_critic
+from app.cli.job_words import name_critic
+from app.cli.jobs import JOBS, JobId
 from app.cli.output import Json, make_flag, out, print_json, print_line, print_table, show_cell
 from app.cli.sparkline import sparkline
 

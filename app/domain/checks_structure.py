@@ -63,7 +63,7 @@ def _grammar_each(job: JobSoFar) -> None:  # noqa: PLR0912 - one branch per rule
         raise Broken(f"{kind} at {job.seq}; job.created is the first record, and no other", job.seq)
     if job.end:
         raise Broken(f"{kind} after job.end, which must be the last record", job.seq)
-    if kind in _OWNERS_RECORDS and job.spec is None:
+    if kind in (*_OWNERS_RECORDS, "ckpt.invalid") and job.spec is None:
         raise Broken(f"{kind} before job.start", job.seq)
     if job.paused and kind in _WORKERS_RECORDS:
         raise Broken(f"{kind} in a job that was paused and not resumed since", job.seq)
@@ -116,7 +116,7 @@ _OWNERS_RECORDS = (
     "gate",
     "adapter.published",
 )
-_WORKERS_RECORDS = ("job.start", *_OWNERS_RECORDS)
+_WORKERS_RECORDS = ("job.start", "ckpt.invalid", *_OWNERS_RECORDS)
 _NULL_IS_NONE = ("anchors", "monitor")
 """Fields of `safety` of which null says "none of it"; of all others it leaves the choice open."""
 
@@ -163,6 +163,10 @@ def _attempts_each(job: JobSoFar) -> None:
                 f" epoch {job.owner[1]}",
                 job.seq,
             )
+    elif job.kind == "ckpt.invalid" and (attempt <= job.owner[0] or epoch <= job.owner[1]):
+        raise Broken(
+            "a checkpoint is found invalid before an attempt goes on from another, not within it", job.seq
+        )
     elif job.kind in _OWNERS_RECORDS and header != job.owner:
         raise Broken(
             f"written under attempt {attempt}, epoch {epoch}; the lease was held under attempt"
@@ -183,6 +187,8 @@ def _check_step_order(job: JobSoFar) -> None:
         raise Broken(f"live scores for step {job.body['step']}, but the next one is {last + 1}", job.seq)
     if job.kind in ("ckpt", "adapter.published", "monitor") and job.body["step"] > last:
         raise Broken(f"{job.kind} of step {job.body['step']}, but step {last} is the last", job.seq)
+    if job.kind == "ckpt.invalid" and (job.body["step"], job.body["sha256"]) not in job.checkpoints:
+        raise Broken(f"no standing record names the invalid checkpoint of step {job.body['step']}", job.seq)
     if job.kind == "job.resume":
         step, digest = job.body["from_step"], job.body["checkpoint_sha256"]
         if step > last:
@@ -191,13 +197,35 @@ def _check_step_order(job: JobSoFar) -> None:
             raise Broken(
                 f"resumes step {step} from a checkpoint that no standing record of that step names", job.seq
             )
+        if (step, digest) in job.invalid:
+            raise Broken(f"resumes from the checkpoint of step {step}, which it has found invalid", job.seq)
+        if job.version > 1 and step < job.newest_checkpoint:
+            raise Broken(
+                f"resumes from step {step}, but the checkpoint of step {job.newest_checkpoint} stands, and no record says"
+                " what became of it",
+                job.seq,
+            )
 
 
 def _attempts_at_end(job: JobSoFar) -> str:
     if job.spec is None:
         raise NotChecked("the job was never started")
     steps = f"steps 1 to {len(job.steps)} each count once" if job.steps else "no step yet"
-    return f"{steps}; {counted(job.resumes, 'resume')}, {counted(job.superseded, 'superseded step')}"
+    found = f"{steps}; {counted(job.resumes, 'resume')}, {counted(job.superseded, 'superseded step')}"
+    if job.stepped_back:
+        found += (
+            f"; from an older checkpoint than the newest, and no record says why: {_list(job.stepped_back)}"
+        )
+    if job.elsewhere:
+        found += (
+            f"; in another environment than the start's, so that last bits may differ: {_list(job.elsewhere)}"
+        )
+    return found
+
+
+def _list(seqs: list[int]) -> str:
+    more = f" and {len(seqs) - 5} more" if len(seqs) > 5 else ""
+    return f"the resume at {', '.join(map(str, seqs[:5]))}{more}"
 
 
 def _short(digest: str) -> str:

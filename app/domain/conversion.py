@@ -10,6 +10,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
+SHOWN_CHARS = 300
+"""Of a row's text where many rows are listed."""
+
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -125,3 +128,14 @@ def conversation_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _chat(system: str | None, *turns: tuple[str, str]) -> Row:
     first = [("system", system)] if system else []
     return {"messages": [{"role": role, "content": content} for role, content in (*first, *turns)]}
+
+
+def begin_text(row: Row) -> str:
+    """Return the beginning of what is said in a chat row, a line for each of its messages."""
+    said = (
+        f"{message['role']}: {message['content']}"
+        for message in row["messages"]
+        if isinstance(message.get("content"), str)
+    )
+    text = "\n".join(said)
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"

@@ -65,24 +65,66 @@ RECORDED = TERMINAL | {State.SIGNING, State.HELD}
 OWNED = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.FINALISING})
 """States in which a worker holds the lease."""
 
-TRANSITIONS: dict[State, frozenset[State]] = {
-    State.VALIDATING: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
-    State.QUEUED: frozenset({State.STARTING, State.PAUSED, State.CANCELLED, State.FAILED}),
-    State.STARTING: frozenset({State.RUNNING, State.PAUSED, State.QUEUED, State.FAILED, State.CANCELLED}),
-    State.RUNNING: frozenset(
-        {State.PAUSING, State.PAUSED, State.FINALISING, State.QUEUED, State.FAILED, State.CANCELLED}
-    ),
-    State.PAUSING: frozenset({State.PAUSED, State.FAILED, State.CANCELLED}),
-    State.PAUSED: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
-    State.FINALISING: frozenset(
-        {State.SIGNING, State.SUCCEEDED, State.QUEUED, State.FAILED, State.CANCELLED}
-    ),
-    State.SIGNING: frozenset({State.HELD, State.SUCCEEDED}),
-    State.HELD: frozenset({State.SUCCEEDED, State.FAILED}),
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
+_GIVEN_BACK = (
+    "Its owner gives it back, or has died or fallen silent: it was preempted, or failed and has budget left."
+)
+_OBEYED = "The client wants it to end: its owner obeys, or whoever takes over from a dead one."
+_SPENT = "Its owner meets an error that nothing mends, or a budget of attempts is spent."
+TRANSITIONS: dict[State, dict[State, str]] = {
+    State.VALIDATING: {
+        State.QUEUED: "The reconciler finds its files checked and good.",
+        State.FAILED: "The reconciler finds that a file cannot be trained on, was deleted or has expired.",
+        State.CANCELLED: "The client cancels; nobody owns it, so the API does it.",
+    },
+    State.QUEUED: {
+        State.STARTING: "A worker claims it: the epoch rises and a lease begins.",
+        State.PAUSED: "The client pauses; nobody owns it, so the API does it, or the reconciler for a wish that came late.",
+        State.CANCELLED: "The client cancels; nobody owns it, so the API does it, or the reconciler.",
+    },
+    State.STARTING: {
+        State.RUNNING: "Its owner has checked the digests, loaded the model and recorded where it begins.",
+        State.PAUSED: "The client wants a pause before anything has begun; its last checkpoint stands.",
+        State.QUEUED: _GIVEN_BACK,
+        State.FAILED: _SPENT,
+        State.CANCELLED: _OBEYED,
+    },
+    State.RUNNING: {
+        State.PAUSING: "Its owner has done the step after which it pauses, and writes a checkpoint.",
+        State.PAUSED: "A pause is wanted where there is nothing to save, or by whoever takes over from a dead owner.",
+        State.FINALISING: "Its owner has recorded the last step, and publishes what came of it.",
+        State.QUEUED: _GIVEN_BACK,
+        State.FAILED: _SPENT,
+        State.CANCELLED: _OBEYED,
+    },
+    State.PAUSING: {
+        State.PAUSED: "The checkpoint is recorded, or the owner has died and the checkpoint before it stands.",
+        State.FAILED: _SPENT,
+        State.CANCELLED: _OBEYED,
+    },
+    State.PAUSED: {
+        State.QUEUED: "The client resumes it, or whoever may release jobs where the gate paused it.",
+        State.CANCELLED: "The client cancels; nobody owns it, so the API does it.",
+    },
+    State.FINALISING: {
+        State.SIGNING: "A job's owner has stored the adapter and written the last leaf of its record.",
+        State.SUCCEEDED: "The owner of work that is no job has stored its result.",
+        State.QUEUED: _GIVEN_BACK,
+        State.FAILED: _SPENT,
+        State.CANCELLED: _OBEYED,
+    },
+    State.SIGNING: {
+        State.HELD: "The record is under a signed checkpoint, and the gate does not let the weights leave.",
+        State.SUCCEEDED: "The record is under a signed checkpoint.",
+    },
+    State.HELD: {
+        State.SUCCEEDED: "People have released it, and that is under a signed checkpoint.",
+        State.FAILED: "People have rejected it.",
+    },
+    State.SUCCEEDED: {},
+    State.FAILED: {},
+    State.CANCELLED: {},
 }
+"""Every arrow of the machine, with who moves work along it and when."""
 
 WIRE_STATUS: dict[State, str] = {
     State.VALIDATING: "validating_files",

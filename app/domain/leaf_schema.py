@@ -347,7 +347,9 @@ BODIES: dict[str, dict[str, Check]] = {
         "parent": _is_optional(_is_object(_PARENT)),
     },
     "tether.job.start/1": _ATTEMPT,
+    "tether.job.start/2": _ATTEMPT | {"micro_batch_tokens": _is_integer(1)},
     "tether.job.resume/1": _ATTEMPT,
+    "tether.job.resume/2": _ATTEMPT | {"micro_batch_tokens": _is_integer(1)},
     "tether.risk.table/1": _RISK_TABLE
     | _TWO_POINTS
     | {"counts": _is_object(dict.fromkeys(STATUSES[:4], _is_integer(0)))},
@@ -388,6 +390,11 @@ BODIES: dict[str, dict[str, Check]] = {
         "sha256": _is_sha256,
         "files": _is_files,
         "adapter_sha256": _is_optional(_is_sha256),
+    },
+    "tether.ckpt.invalid/1": {
+        "step": _is_integer(1),
+        "sha256": _is_sha256,
+        "why": _is_one_of("missing", "changed", "unreadable"),
     },
     "tether.cmd/1": {"command": _is_identifier, "actor": _is_identifier},
     "tether.eval/1": _EVALUATION | {"step": _is_integer(0)},

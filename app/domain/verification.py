@@ -182,6 +182,15 @@ class JobSoFar:
     superseded: int = 0
     resumes: int = 0
     checkpoints: set[tuple[int, str]] = field(default_factory=set)
+    """The step and the digest of each that stands."""
+    invalid: set[tuple[int, str]] = field(default_factory=set)
+    """Of these, what the attempt at hand could not go on from."""
+    stepped_back: list[int] = field(default_factory=list)
+    """The seq of each resume from an older checkpoint than the newest, where no record says why."""
+    started_in: tuple[Leaf, str] | None = None
+    """The environment and the device that job.start names."""
+    elsewhere: list[int] = field(default_factory=list)
+    """The seq of each resume in another environment than that."""
     adapters: set[tuple[int, str | None]] = field(default_factory=set)
     """The step and the digest of each adapter that stands: of checkpoints (None without a name), and what was published."""
     gate_start: Leaf | None = None
@@ -201,6 +210,11 @@ class JobSoFar:
     def gate_floor(self) -> float:
         """The least beta of every step that the gate asked for at the start."""
         return float(self.gate_start["floor"]) if self.gate_start else 0.0
+
+    @property
+    def newest_checkpoint(self) -> int:
+        """The step of the newest checkpoint that stands and was not found invalid; 0 where there is none."""
+        return max((step for step, _ in self.checkpoints - self.invalid), default=0)
 
     @property
     def is_pruned(self) -> bool:
@@ -235,8 +249,10 @@ class JobSoFar:
                 self.fitted = _fitted_in(body["critic"])
             case "job.start":
                 self.owner, self.spec = (self.attempt, self.epoch), body["spec"]
+                self.started_in = (body["environment"], body["device"])
             case "job.resume":
                 self.owner = (self.attempt, self.epoch)
+                self._note_resume(body)
                 self._supersede(body["from_step"])
             case "step":
                 self._add_step(body)
@@ -249,6 +265,8 @@ class JobSoFar:
             case "ckpt":
                 self.checkpoints.add((body["step"], body["sha256"]))
                 self.adapters.add((body["step"], body.get("adapter_sha256")))
+            case "ckpt.invalid":
+                self.invalid.add((body["step"], body["sha256"]))
             case "cmd":
                 self._obey(body["command"])
             case "adapter.published":
@@ -281,6 +299,14 @@ class JobSoFar:
             self.paused, self.pause_due, self.gate_pause_due = True, None, False
         elif command == "resume":
             self.paused = False
+
+    def _note_resume(self, body: Leaf) -> None:
+        """Note what a resume leaves unexplained, and where its last bits may differ."""
+        if body["from_step"] < self.newest_checkpoint:
+            self.stepped_back.append(self.seq)
+        if self.started_in is not None and (body["environment"], body["device"]) != self.started_in:
+            self.elsewhere.append(self.seq)
+        self.invalid.clear()
 
     def _supersede(self, from_step: int) -> None:
         self.resumes += 1

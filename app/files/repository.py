@@ -250,7 +250,11 @@ def is_in_use(session: Session, sha256: str) -> bool:
         .where(Checkpoint.adapter_sha256 == sha256, Checkpoint.model_deleted_at.is_(None))
         .where(Work.state.not_in((State.FAILED, State.CANCELLED))),
         select(SafetySet.id).where(SafetySet.sha256 == sha256),
-        select(Work.id).where(Work.state.not_in(TERMINAL), Work.args["data_sha256"].as_string() == sha256),
+        select(Work.id)
+        .where(Work.state.not_in(TERMINAL))
+        .where(
+            or_(*(Work.args[name].as_string() == sha256 for name in ("data_sha256", "validation_sha256")))
+        ),
     ):
         if session.scalars(query.limit(1)).one_or_none() is not None:
             return True

@@ -51,7 +51,7 @@ def create_file(
 ) -> File:
     """Store an upload. A small training file is checked before; a large one is left to a worker. Others are not.
 
-    Raises InvalidTrainingFile with every problem found, and then keeps nothing.
+    Raises InvalidTrainingFile with every problem found, StorageFull where the disk has no room, and then keeps nothing.
     """
     check_purpose(purpose)
     size = stream.seek(0, io.SEEK_END)
@@ -61,6 +61,7 @@ def create_file(
     # Bytes that the project has no room for are not stored first; two files at once are told apart below.
     with read_only(database) as session:
         take_storage(session, settings, project_id, size, lock=False)
+    storage.check_room(settings.storage, size, settings.disk_reserve_bytes)
     stored = storage.store_stream(settings.storage, stream, max_bytes=settings.max_file_bytes)
     try:
         with unit_of_work(database) as session:

@@ -4,9 +4,21 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import ColumnElement, Text, bindparam, cast, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import Session
 
+from app.audit.repository import iterate_leaves
 from app.domain.ledger import kind_of, parse_leaf
 from app.domain.risk_curve import pack_steps
 from app.models.base import new_id, utc_now
@@ -297,6 +309,15 @@ def has_started(session: Session, job_id: str) -> bool:
 def load_created_record(session: Session, job_id: str) -> dict[str, Any]:
     """Return the first record of a job's ledger."""
     return parse_leaf(session.get_one(LedgerLeaf, (job_id, 0)).leaf)
+
+
+def load_start_record(session: Session, job_id: str) -> dict[str, Any]:
+    """Return the record of the first attempt's beginning. Raises LookupError where there is none yet."""
+    for leaf in iterate_leaves(session, job_id):
+        record = parse_leaf(leaf)
+        if kind_of(record) == "job.start":
+            return record
+    raise LookupError(f"{job_id} has no job.start")
 
 
 def load_gate_record(session: Session, work: Work) -> dict[str, Any] | None:

@@ -142,6 +142,12 @@ class Checkpoint(Base):
     digest: Mapped[str] = mapped_column(DIGEST)
     folder: Mapped[str | None] = mapped_column(Text)
     """Folder below the checkpoint folder of the job, while it is kept to resume from."""
+    stored: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """SHA-256 of its files by name, while they are in the bucket too; null where it is local alone."""
+    host: Mapped[str | None] = mapped_column(NAME)
+    """The machine that wrote it."""
+    size_bytes: Mapped[int | None]
+    """Of its files together."""
     name: Mapped[str | None] = mapped_column(NAME, unique=True)
     adapter_sha256: Mapped[str | None] = mapped_column(DIGEST)
     """The adapter's zip of a checkpoint with a name, while its bytes are kept. Released with the job's model."""

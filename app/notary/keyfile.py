@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from app import durable
 from app.domain.installation_log import Checkpoint
 from app.domain.note import check_name
 from app.errors import ConfigurationError
@@ -28,7 +29,8 @@ LOCK = "lock"
 def make_folder(folder: Path) -> None:
     """Make the notary's folder, readable by its owner alone."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A power cut that took the folder would take what was signed last.
+        durable.make_folder(folder)
     except OSError as error:
         raise ConfigurationError(
             f"the notary's folder {folder} cannot be made ({error.strerror}); make it, or name another by TETHER_NOTARY_DIR"
@@ -86,7 +88,7 @@ def take_next_key(folder: Path) -> None:
     if old not in former:
         _write(folder / FORMER_KEYS, json.dumps([each.hex() for each in (*former, old)]) + "\n")
     (folder / NEXT_KEY).replace(folder / KEY)
-    _sync(folder)
+    durable.sync_folder(folder)
 
 
 def load_former_keys(folder: Path) -> list[bytes]:
@@ -148,12 +150,4 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.sync_folder(path.parent)

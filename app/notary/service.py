@@ -28,6 +28,7 @@ from app.domain.merkle import RootBuilder, leaf_hash
 from app.domain.note import VerifierKey, sign_note, verifier_key
 from app.domain.retention import record_hash
 from app.errors import ConfigurationError, NotaryRefuses
+from app.failpoints import failpoint
 from app.models.base import new_id, now_ms, utc_now
 from app.models.installation_log import InstallationLog, LogCheckpoint, LogHead, LogLeaf
 from app.notary import keyfile, repository
@@ -248,7 +249,9 @@ class Notary:
 
     def _add_checkpoint(self, checkpoint: Checkpoint, signers: Sequence[Ed25519PrivateKey]) -> LogCheckpoint:
         """Remember a checkpoint, sign it, and keep it in the database. Of two keys, the second goes on alone."""
+        failpoint("notary.before_file")
         keyfile.save_last(self._folder, checkpoint)
+        failpoint("notary.after_file")
         self._last = checkpoint
         note = sign_note(format_checkpoint(checkpoint), [(self._log.origin, key) for key in signers])
         added = LogCheckpoint(
@@ -299,7 +302,8 @@ def run_notary(database: Database, settings: Settings, stop: threading.Event) ->
             if refusal.message != said:
                 said = refusal.message
                 log.error("the notary signs nothing: %s", refusal)
-                _tell_refusal(database, said)
+            # In each round: the one before may not have reached the database.
+            _tell_refusal(database, said)
             seen_at = -math.inf
             stop.wait(AFTER_REFUSAL_S)
         except Exception:

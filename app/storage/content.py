@@ -7,6 +7,8 @@ from typing import BinaryIO
 from app.errors import PayloadTooLarge
 
 CHUNK_BYTES = 1024 * 1024
+SHARDS = tuple(f"{number:02x}" for number in range(256))
+"""What an address may begin with: the folders, or the prefixes of a bucket, over which the bytes are spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +19,24 @@ class Stored:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a listing says of stored bytes."""
+
+    sha256: str
+    stored_at: float
+    """Seconds since 1970, by the clock of the disk or the store."""
+    size_bytes: int
+
+
+def is_address(name: str) -> bool:
+    """Say whether a name is a SHA-256 in hexadecimal."""
+    return len(name) == 64 and not set(name) - set("0123456789abcdef")
+
+
 def key_of(sha256: str) -> str:
     """Return the name under which bytes are kept, the same in a folder and in a bucket."""
-    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+    if not is_address(sha256):
         raise ValueError(f"{sha256!r} is not a SHA-256 in hexadecimal")
     return f"{sha256[:2]}/{sha256}"
 

@@ -8,14 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from app.errors import ConfigurationError, StorageUnavailable
-from app.storage.content import Stored, copy_counted, key_of
+from app.durable import NO_ROOM, make_folder, sync_folder
+from app.errors import BytesDamaged, BytesMissing, ConfigurationError, StorageFull, StorageUnavailable
+from app.failpoints import failpoint
+from app.storage.content import Found, Stored, copy_counted, is_address, key_of
+
+ASIDE = ".incoming-"
 
 
 def prepare(root: Path) -> None:
     """Make the folder."""
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(root)
     except OSError as error:
         raise ConfigurationError(f"the folder {root} cannot be made: {error.strerror}") from error
 
@@ -28,24 +32,26 @@ def check(root: Path) -> None:
 
 def store_stream(root: Path, stream: BinaryIO, *, max_bytes: int | None) -> Stored:
     """Copy a stream into the folder. A crash or a full disk leaves nothing under an address."""
-    aside = root / f".incoming-{uuid.uuid4().hex}"
+    aside = root / f"{ASIDE}{uuid.uuid4().hex}"
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(root)
         try:
             with aside.open("xb") as file:
                 stored = copy_counted(stream, file, max_bytes)
                 file.flush()
                 os.fsync(file.fileno())
             target = path_of(root, stored.sha256)
-            target.parent.mkdir(exist_ok=True, mode=0o700)
+            make_folder(target.parent)
+            failpoint("storage.before_rename")
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
-        _fsync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
-        raise StorageUnavailable(
+        kind = StorageFull if error.errno in NO_ROOM else StorageUnavailable
+        raise kind(
             f"the storage folder cannot take the file ({error.strerror}); nothing was kept. Free space or mend"
-            " the folder, then send it again"
+            " the folder, then try again"
         ) from error
     return stored
 
@@ -61,7 +67,7 @@ def find_stored(root: Path, sha256: str) -> Path:
     with _reaching(sha256):
         if path.is_file():
             return path
-    raise StorageUnavailable(f"the bytes of {sha256} are not in storage; restore the storage folder")
+    raise BytesMissing(f"the bytes of {sha256} are not in storage; restore the storage folder")
 
 
 def open_stored(root: Path, sha256: str) -> BinaryIO:
@@ -71,9 +77,7 @@ def open_stored(root: Path, sha256: str) -> BinaryIO:
         file = path.open("rb")
         try:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise StorageUnavailable(
-                    f"the stored bytes of {sha256} are damaged; restore the storage folder"
-                )
+                raise BytesDamaged(f"the stored bytes of {sha256} are damaged; restore the storage folder")
             file.seek(0)
         except BaseException:
             file.close()
@@ -88,6 +92,28 @@ def stored_at(root: Path, sha256: str) -> float | None:
             return path_of(root, sha256).stat().st_mtime
         except FileNotFoundError:
             return None
+
+
+def list_shard(root: Path, shard: str) -> Iterator[Found]:
+    """Yield what lies in one of the folders of addresses."""
+    with _reaching(shard):
+        try:
+            entries = list(os.scandir(root / shard))
+        except FileNotFoundError:
+            return
+    for entry in entries:
+        if is_address(entry.name):
+            try:
+                seen = entry.stat()
+            except FileNotFoundError:
+                continue
+            yield Found(entry.name, seen.st_mtime, seen.st_size)
+
+
+def list_aside(root: Path) -> Iterator[Path]:
+    """Yield what is being written, and what killed processes have left of that."""
+    if root.is_dir():
+        yield from root.glob(f"{ASIDE}*")
 
 
 def discard(root: Path, sha256: str) -> None:
@@ -105,11 +131,3 @@ def _reaching(sha256: str) -> Iterator[None]:
         raise StorageUnavailable(
             f"the bytes of {sha256} cannot be reached in the storage folder ({error.strerror}); mend the folder"
         ) from error
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

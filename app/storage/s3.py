@@ -9,8 +9,9 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import BinaryIO
 
-from app.errors import ConfigurationError, StorageUnavailable
-from app.storage.content import Stored, copy_counted, key_of
+from app.durable import NO_ROOM
+from app.errors import BytesDamaged, BytesMissing, ConfigurationError, StorageFull, StorageUnavailable
+from app.storage.content import Found, Stored, copy_counted, is_address, key_of
 
 try:
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
@@ -26,6 +27,11 @@ log = logging.getLogger(__name__)
 PIECE_BYTES = 8 * 1024 * 1024
 """Bytes of one request, either way. A request has 30 seconds, so a piece must not be large."""
 PIECES_AT_ONCE = 4
+RETRIES = 8
+"""After a 5xx, a refused or a cut connection; the waits double from 0.1 to 2 seconds, with jitter."""
+BRIEF_RETRIES = 2
+RETRY_TIMEOUT = timedelta(seconds=15)
+"""From the first try on, none begins later than this."""
 
 
 def prepare(url: str) -> None:
@@ -35,8 +41,8 @@ def prepare(url: str) -> None:
 
 
 def check(url: str) -> None:
-    """Raise StorageUnavailable where the bucket cannot be listed."""
-    with _speaking(url) as store:
+    """Raise StorageUnavailable where the bucket cannot be listed. Who asks whether it is ready wants to know soon."""
+    with _speaking(url, retries=BRIEF_RETRIES) as store:
         next(iter(store.list(chunk_size=1)), None)
 
 
@@ -52,9 +58,10 @@ def store_stream(url: str, stream: BinaryIO, *, max_bytes: int | None) -> Stored
             stored = copy_counted(stream, file, max_bytes)
             file.seek(0)
         except OSError as error:
-            raise StorageUnavailable(
+            kind = StorageFull if error.errno in NO_ROOM else StorageUnavailable
+            raise kind(
                 f"the file could not be set aside on its way to storage ({error.strerror}); nothing was kept."
-                " Free space in the temporary folder (TMPDIR), then send it again"
+                " Free space in the temporary folder (TMPDIR), then try again"
             ) from error
         with _speaking(url) as store:
             store.put(key_of(stored.sha256), file, chunk_size=PIECE_BYTES, max_concurrency=PIECES_AT_ONCE)
@@ -88,9 +95,7 @@ def read_whole(url: str, sha256: str, size: int) -> Iterator[bytes]:
         digest.update(piece)
         held = piece
     if digest.hexdigest() != sha256:
-        raise StorageUnavailable(
-            f"the stored bytes of {sha256} are damaged; restore the object in the bucket"
-        )
+        raise BytesDamaged(f"the stored bytes of {sha256} are damaged; restore the object in the bucket")
     yield held
 
 
@@ -104,9 +109,10 @@ def open_stored(url: str, sha256: str) -> BinaryIO:
         file.seek(0)
     except OSError as error:
         file.close()
-        raise StorageUnavailable(
-            f"there is no room for the bytes of {sha256} ({error.strerror}); free space in the temporary"
-            " folder (TMPDIR)"
+        kind = StorageFull if error.errno in NO_ROOM else StorageUnavailable
+        raise kind(
+            f"the bytes of {sha256} could not be set aside ({error.strerror}); free space in the temporary folder"
+            " (TMPDIR), or mend it"
         ) from error
     except BaseException:
         file.close()
@@ -123,6 +129,32 @@ def stored_at(url: str, sha256: str) -> float | None:
             return None
 
 
+def list_below(url: str, prefix: str) -> Iterator[Found]:
+    """Yield what is stored under a prefix; the store is asked for a thousand names at a time."""
+    for _, found in _list(url, prefix):
+        yield found
+
+
+def list_tree(url: str, name: str) -> Iterator[tuple[str, Found]]:
+    """Yield what is stored in the places below `name`, each with the name of its place."""
+    for path, found in _list(url, name):
+        yield path.removeprefix(f"{name}/").partition("/")[0], found
+
+
+def _list(url: str, prefix: str) -> Iterator[tuple[str, Found]]:
+    with _speaking(url) as store:
+        pages = iter(store.list(prefix, chunk_size=1000))
+    while True:
+        with _speaking(url):
+            page = next(pages, None)
+        if page is None:
+            return
+        for entry in page:
+            sha256 = entry["path"].rpartition("/")[2]
+            if is_address(sha256):
+                yield entry["path"], Found(sha256, entry["last_modified"].timestamp(), entry["size"])
+
+
 def discard(url: str, sha256: str) -> None:
     """Remove stored bytes, if they are there."""
     with _speaking(url) as store:
@@ -130,20 +162,27 @@ def discard(url: str, sha256: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _connect(url: str) -> S3Store:
+def _connect(url: str, retries: int) -> S3Store:
     # A store holds the connections, so a process keeps one per bucket. Client options must not be given here:
     # they would replace those of the environment, AWS_ALLOW_HTTP among them.
-    return S3Store.from_url(url, retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=15)})
+    return S3Store.from_url(
+        url,
+        retry_config={
+            "max_retries": retries,
+            "retry_timeout": RETRY_TIMEOUT,
+            "backoff": {"max_backoff": timedelta(seconds=2)},
+        },
+    )
 
 
 @contextmanager
-def _speaking(url: str, sha256: str | None = None) -> Iterator[S3Store]:
+def _speaking(url: str, sha256: str | None = None, *, retries: int = RETRIES) -> Iterator[S3Store]:
     """Give the store, and turn what it raises into StorageUnavailable; `sha256` is what is looked for."""
     try:
-        yield _connect(url)
+        yield _connect(url, retries)
     except FileNotFoundError as error:
         if sha256 is not None:
-            raise StorageUnavailable(
+            raise BytesMissing(
                 f"the bytes of {sha256} are not in storage; restore the object in the bucket"
             ) from error
         raise _unavailable(url, "there is no such bucket", error) from error

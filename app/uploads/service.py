@@ -72,6 +72,7 @@ def add_part(
             f"data: found a part of {size} bytes; expected 1 to {MAX_PART_BYTES}. Cut the file into smaller parts",
             param="data",
         )
+    storage.check_room(settings.storage, size, settings.disk_reserve_bytes)
     stream.seek(0)
     sha256 = _digest(stream)
     with unit_of_work(database) as session:
@@ -108,6 +109,7 @@ def complete_upload(
         parts = _order(upload, repository.list_parts(session, upload), body.part_ids)
     with _join(settings, parts, body.md5) as stream:
         found = check_small(settings, upload.purpose, upload.size_bytes, stream)
+    storage.check_room(settings.storage, upload.size_bytes, settings.disk_reserve_bytes)
     with _join(settings, parts, body.md5) as stream:
         stored = storage.store_stream(settings.storage, stream)
     with unit_of_work(database) as session:

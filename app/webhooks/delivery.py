@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.database import Database, read_only, unit_of_work
+from app.failpoints import failpoint
 from app.models.base import utc_now
 from app.models.webhook import DeliveryState, WebhookDelivery, WebhookEndpoint
 from app.settings import Settings
@@ -127,7 +128,9 @@ def deliver_next(
         if delivery is None:
             return False
         outgoing = address(session, endpoint, delivery.event_id, delivery.body)
+    failpoint("webhook.before_send")
     outcome = asyncio.run(attempt(outgoing, settings, resolve))
+    failpoint("webhook.after_send")
     with unit_of_work(database) as session:
         record(session, delivery, outcome)
     return outcome.error is None

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.database import Database, read_only, unit_of_work
 from app.domain.job import OWNED, Desired, State, WorkKind
+from app.failpoints import failpoint
 from app.models.base import now_ms
 from app.models.tenancy import Project, Span
 from app.models.work import Work, Worker
@@ -26,6 +27,7 @@ from app.quotas.limits import Limits, limits_of
 from app.quotas.service import lacks_gpu_time, lacks_running_place
 from app.settings import Settings
 from app.work import repository
+from app.work.service import note_claim
 
 RECENT_MS = 24 * 3600 * 1000
 WORKER_SILENCE_MS = 30_000
@@ -92,10 +94,15 @@ def claim_next(
         with unit_of_work(database) as session:
             # From here on nobody else claims for this project, so that it cannot pass its limit.
             project = get_project(session, chosen.project_id, lock=True)
+            work = None
             if project is not None and _blocked(session, limits_of(project, settings), queue, chosen) is None:
                 work = repository.claim(session, chosen.work_id, owner=owner, lease_ms=lease_ms)
                 if work is not None:
-                    return work
+                    note_claim(session, work)
+                failpoint("claim.before_commit")
+        if work is not None:
+            failpoint("claim.after_commit")
+            return work
         # Somebody was quicker; whose turn it is now is another question.
 
 

@@ -7,11 +7,14 @@ import logging
 import threading
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from app.database import Database, read_only, unit_of_work
+from app.database import Database, read_only
 from app.domain.job import State, waits_for_its_release
-from app.errors import LeaseLost
+from app.failpoints import failpoint
+from app.models.work import Work
 from app.notary.repository import is_release_signed, list_signed
+from app.work.one_by_one import do_each
 from app.work.repository import get_work, list_state
 from app.work.service import conclude, succeed
 
@@ -28,37 +31,43 @@ def run_releases(database: Database, stop: threading.Event) -> None:
             release_approved(database)
         except SQLAlchemyError as error:
             log.warning("the database cannot be used (%s); trying again", type(error).__name__)
+        except Exception:
+            log.exception("a round of releases was cut off; trying again")
 
 
 def release_signed(database: Database) -> None:
     """Let every job whose whole record is under a signed checkpoint have succeeded, or be held."""
     with read_only(database) as session:
         signed = list_signed(session)
-    for work_id in signed:
-        try:
-            with unit_of_work(database) as session:
-                work = get_work(session, work_id)
-                if work is not None and work.state == State.SIGNING:
-                    conclude(session, work)
-        except LeaseLost as error:
-            log.info("somebody else was quicker: %s", error)
+    do_each(database, signed, _conclude, "released")
 
 
 def release_approved(database: Database) -> None:
     """Let every held job have succeeded whose release is approved and under a signed checkpoint."""
     with read_only(database) as session:
-        approved = [
-            work.id
-            for work in list_state(session, State.HELD)
-            if waits_for_its_release(work.state, work.args)
-            and is_release_signed(session, work.args["release"]["event"], work.id)
-        ]
-    for work_id in approved:
-        try:
-            with unit_of_work(database) as session:
-                # Somebody may just reject it.
-                work = get_work(session, work_id, lock=True)
-                if work is not None and waits_for_its_release(work.state, work.args):
-                    succeed(session, work)
-        except LeaseLost as error:
-            log.info("somebody else was quicker: %s", error)
+        approved = [work.id for work in list_state(session, State.HELD) if _is_approved(session, work)]
+    do_each(database, approved, _succeed_approved, "released")
+
+
+def _is_approved(session: Session, work: Work) -> bool:
+    try:
+        return waits_for_its_release(work.state, work.args) and is_release_signed(
+            session, work.args["release"]["event"], work.id
+        )
+    except (LookupError, TypeError, ValueError):
+        log.exception("it cannot be understood whether %s is to be released", work.id)
+        return False
+
+
+def _conclude(session: Session, work_id: str) -> None:
+    work = get_work(session, work_id)
+    if work is not None and work.state == State.SIGNING:
+        conclude(session, work)
+        failpoint("conclude.before_commit")
+
+
+def _succeed_approved(session: Session, work_id: str) -> None:
+    # Somebody may just reject it.
+    work = get_work(session, work_id, lock=True)
+    if work is not None and waits_for_its_release(work.state, work.args):
+        succeed(session, work)

@@ -173,6 +173,12 @@ def list_owned(session: Session, owner: str) -> Sequence[str]:
     return session.scalars(select(Work.id).where(Work.owner == owner, Work.state.in_(OWNED))).all()
 
 
+def holds_lease(session: Session, owner: str) -> bool:
+    """Say whether a process holds a lease that has not run out, whether or not anybody took the work over meanwhile."""
+    held = select(Work.id).where(Work.owner == owner, Work.state.in_(OWNED), Work.lease_until_ms >= now_ms())
+    return session.scalars(held).first() is not None
+
+
 def take_over_from(session: Session, work: Work, owner: str) -> bool:
     """Raise the epoch of work whose owner is known to be dead. False where it has another one by now, or none."""
     taken = session.execute(
@@ -192,9 +198,11 @@ def set_desired(session: Session, work_id: str, desired: Desired) -> None:
 
 
 def note_progress(session: Session, work_id: str, epoch: int) -> None:
-    """Start the count of attempts without progress anew, because a newer checkpoint is committed."""
+    """Start the counts of failures anew, because a newer checkpoint is committed."""
     session.execute(
-        update(Work).where(Work.id == work_id, Work.epoch == epoch).values(attempts_without_progress=0)
+        update(Work)
+        .where(Work.id == work_id, Work.epoch == epoch)
+        .values(attempts_without_progress=0, infrastructure_failures=0)
     )
 
 
@@ -205,20 +213,41 @@ def list_expired(session: Session) -> Sequence[Work]:
     ).all()
 
 
+def list_overlong(session: Session, lease_ms: int) -> Sequence[Work]:
+    """Return owned rows whose lease ends later than one that begins now: the database's clock was set back meanwhile."""
+    return session.scalars(
+        select(Work).where(Work.state.in_(OWNED), Work.lease_until_ms > now_ms() + lease_ms)
+    ).all()
+
+
+def shorten_lease(session: Session, work: Work, lease_ms: int) -> None:
+    """Let the lease under this epoch end no later than one that begins now. An owner that lives renews it as ever."""
+    session.execute(
+        update(Work)
+        .where(Work.id == work.id, Work.epoch == work.epoch, Work.lease_until_ms > now_ms() + lease_ms)
+        .values(lease_until_ms=now_ms() + lease_ms)
+    )
+
+
 def list_unwanted(session: Session) -> Sequence[Work]:
     """Return queued rows that are not to run: the wish to cancel or pause them came while they changed hands."""
     return session.scalars(select(Work).where(Work.state == State.QUEUED, Work.desired != Desired.RUN)).all()
 
 
 def list_unannounced(session: Session, after_ms: int) -> Sequence[Work]:
-    """Return queued rows that may be claimed and were last announced longer than `after_ms` ago."""
+    """Return queued rows that may be claimed and were last announced longer than `after_ms` ago.
+
+    One that was announced in the future was so before the database's clock was set back. How long it has waited nobody
+    knows, so it waits no longer.
+    """
+    was_set_back = Work.knocked_at_ms > now_ms()
     return session.scalars(
         select(Work)
         .where(
             Work.state == State.QUEUED,
             Work.desired == Desired.RUN,
-            or_(Work.not_before_ms.is_(None), Work.not_before_ms <= now_ms()),
-            or_(Work.knocked_at_ms.is_(None), Work.knocked_at_ms < now_ms() - after_ms),
+            or_(Work.not_before_ms.is_(None), Work.not_before_ms <= now_ms(), was_set_back),
+            or_(Work.knocked_at_ms.is_(None), Work.knocked_at_ms < now_ms() - after_ms, was_set_back),
         )
         .order_by(Work.created_at)
     ).all()

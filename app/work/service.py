@@ -21,6 +21,10 @@ from app.settings import Settings
 from app.webhooks.events import REACHED, announce
 from app.work import repository as work_repository
 
+OUT_OF_MEMORY = "out_of_memory"
+"""The code of what ends work for which memory has run out, with its micro-batches halved too."""
+SPLIT = 2
+"""By how much the micro-batches are smaller after memory has run out."""
 SAFETY_GATE = "safety_gate"
 """The code of what ends a job that its policy's gate did not let pass."""
 Error = Mapping[str, str | None]
@@ -46,8 +50,44 @@ def postpone(
         _requeue(session, work, reason, pause_s=settings.requeue_after_s if pause_s is None else pause_s)
 
 
+def note_claim(session: Session, work: Work) -> None:
+    """Say in the log of a job that a worker has claimed it. Work of other kinds has no log."""
+    job = session.get(Job, work.id)
+    if job is not None:
+        repository.add_event(session, job, f"A worker takes the job up (attempt {work.attempt})")
+
+
+def split(session: Session, work: Work, *, reason: str) -> None:
+    """Give up owned work for which memory has run out: the next attempt takes micro-batches of half the size.
+
+    That changes no result but by rounding, and costs no budget but its own: where they are halved already, the work fails.
+    """
+    if obey(session, work):
+        return
+    if "split" in work.args:
+        smaller = (
+            "Submit it again with a smaller training.max_seq_length or batch_size, or with a smaller model"
+            if work.kind == WorkKind.TRAIN
+            else "Ask for it again with shorter rows or a smaller model"
+        )
+        message = f"memory ran out, and again with micro-batches of half the size ({reason}). {smaller}"
+        end(session, work, State.FAILED, {"code": OUT_OF_MEMORY, "message": message, "param": None})
+        return
+    work.args = {**work.args, "split": SPLIT}
+    work.attempts_without_progress = max(0, work.attempts_without_progress - 1)
+    session.flush()
+    found = (
+        f"memory ran out ({reason}); it goes on from its last checkpoint with micro-batches of half the size"
+    )
+    _requeue(session, work, found, pause_s=0)
+    queue.enqueue(session, work.queue, work.id)
+
+
 def release(session: Session, settings: Settings, work: Work, *, reason: str) -> None:
-    """Give up owned work: back to the queue, to a pause, or to its end where the client or the budget says so."""
+    """Give up owned work: back to the queue, to a pause, or to its end where the client or the budget says so.
+
+    Work that has failed twice in a row waits for `requeue_after_s`, so that what is poison keeps nobody from a worker.
+    """
     if obey(session, work):
         return
     if work.attempts_without_progress >= settings.max_attempts_without_progress:
@@ -56,6 +96,8 @@ def release(session: Session, settings: Settings, work: Work, *, reason: str) ->
             f" (the last: {reason}); the log of the worker says why. Mend the cause and ask for it again"
         )
         end(session, work, State.FAILED, {"code": "crash_loop", "message": message, "param": None})
+    elif work.attempts_without_progress > 1:
+        _requeue(session, work, reason, pause_s=settings.requeue_after_s)
     else:
         _requeue(session, work, reason, pause_s=0)
         queue.enqueue(session, work.queue, work.id)
@@ -107,7 +149,9 @@ def pause(session: Session, work: Work) -> None:
     _command(session, work, "pause", by=asked["by"])
     because = f": {asked['reason']}" if asked["reason"] else ""
     level = "warn" if asked["reason"] else "info"
-    repository.add_event(session, job, f"The job is paused after step {job.step}{because}", level=level)
+    mark = {"step": job.step, "mark": "policy" if asked["reason"] else "pause", "label": "paused"}
+    message = f"The job is paused after step {job.step}{because}"
+    repository.add_event(session, job, message, level=level, data=mark)
     work_repository.move(session, work, State.PAUSED)
     announce(session, job.project_id, REACHED[State.PAUSED], job.id)
 
@@ -116,10 +160,14 @@ def resume(session: Session, work: Work, *, by: str) -> None:
     """Let a paused job go on where it was: it goes back to the queue."""
     _command(session, work, "resume", by=by)
     take_back_pause(session, work)
+    # Whoever resumes it has mended what made it pause.
+    work.infrastructure_failures = 0
     work_repository.move(session, work, State.QUEUED)
     work_repository.mark_knocked(session, work.id)
     queue.enqueue(session, work.queue, work.id)
-    repository.add_event(session, repository.load_job(session, work.id), "The job was resumed and is queued")
+    job = repository.load_job(session, work.id)
+    mark = {"step": job.step, "mark": "pause", "label": "resumed"}
+    repository.add_event(session, job, "The job was resumed and is queued", data=mark)
 
 
 def _command(session: Session, work: Work, command: str, *, by: str) -> None:

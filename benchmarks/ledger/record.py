@@ -155,6 +155,7 @@ def _bodies(
             "spec": hyperparameters | {"safety": SAFETY},
             "environment": {},
             "device": "cpu",
+            "micro_batch_tokens": 4096,
         },
     )
     yield "risk.table", table_body

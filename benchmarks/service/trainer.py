@@ -22,6 +22,7 @@ from benchmarks.service.installation import ROOT, Installation, make_record
 from worker.context import Context
 from worker.journal import Journal
 from worker.lease import Lease
+from worker.training.loop import DEFAULT_MICRO_BATCH_TOKENS
 
 WARM_UP = 10
 """Steps before those that are measured: a process's first ones compile what the others use."""
@@ -38,7 +39,14 @@ def record(job: str, home: str, database_url: str, steps: int, pause_s: float) -
     lease.start()
     journal = Journal(Context(database, settings, lease), spec, critic_sha256=None, policy_sha256="2" * 64)
     total = WARM_UP + steps
-    journal.begin(from_step=0, total_steps=total, checkpoint_sha256=None, environment={}, device="cpu")
+    journal.begin(
+        from_step=0,
+        total_steps=total,
+        checkpoint_sha256=None,
+        environment={},
+        device="cpu",
+        micro_batch_tokens=DEFAULT_MICRO_BATCH_TOKENS,
+    )
     chance = random.Random(7)  # noqa: S311 - numbers to write down, no secrets.
     records = [make_record(step, chance) for step in range(1, total + 1)]
     for each in records[:WARM_UP]:

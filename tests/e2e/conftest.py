@@ -57,7 +57,9 @@ class Service:
 
     def submit(self, training_file: str, **arguments: Any) -> str:
         """Create a job on the miniature and return its id."""
-        extra = {name: arguments.pop(name) for name in ("safety", "training") if name in arguments}
+        extra = {
+            name: arguments.pop(name) for name in ("safety", "training", "priority") if name in arguments
+        }
         job = self.client.fine_tuning.jobs.create(
             model="miniature", training_file=training_file, extra_body=extra, **arguments
         )

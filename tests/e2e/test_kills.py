@@ -52,7 +52,7 @@ def resumes(folder: Path) -> list[int]:
     """Return the step from which each attempt after the first went on."""
     with zipfile.ZipFile(folder / "evidence.zip") as archive:
         records = [json.loads(line) for line in archive.read("leaves.jsonl").splitlines()]
-    return [record["body"]["from_step"] for record in records if record["t"] == "tether.job.resume/1"]
+    return [record["body"]["from_step"] for record in records if record["t"] == "tether.job.resume/2"]
 
 
 def is_under_way(service: Service, job_id: str) -> bool:

@@ -133,7 +133,13 @@ def verify(service: Service, job_id: str, folder: Path) -> str:
 
 def test_doctor_finds_nothing_to_do(upgraded: Service, earlier: Place) -> None:
     code, found, _ = tether(earlier, "doctor")
-    assert code == 0, found
+    lines = [line.strip("│ ") for line in found.splitlines() if line.startswith("│")]
+    # The installation is kept without the weights of its job, which the doctor misses, and nothing else.
+    (undone,) = [line for line in lines if not line.endswith("ok")]
+    missing = EARLIER["tables"]["jobs"][0]["adapter_sha256"]
+    assert (code, undone.startswith("bytes that rows refer to"), missing[:12] in undone) == (1, True, True), (
+        found
+    )
 
 
 def test_what_was_there_is_there(upgraded: Service) -> None:

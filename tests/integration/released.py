@@ -96,6 +96,7 @@ def record_end(session: Session, work: Work, adapter: storage.Stored) -> None:
             "spec": created["spec"],
             "environment": {"python": "3.11.7"},
             "device": "cpu",
+            "micro_batch_tokens": 4096,
         },
         "adapter.published": {
             "step": 3,

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from app.audit.repository import append_leaf
+from app.auth import Caller
 from app.database import Database, open_engine, read_only, unit_of_work
 from app.domain.job import State
 from app.errors import LeaseLost
+from app.jobs.service import cancel_job
+from app.keys.service import DEFAULT_PROJECT
 from app.migration import migrate
 from app.models.work import Work
 from app.settings import Settings
@@ -104,7 +107,9 @@ class TestKilledProcess:
                 return find_next(session, settings, "gpu") is not None
 
         monkeypatch.setattr(tasks, "start_process", start)
-        Processes(settings, "gpu", has_work, partial(give_back, database, settings)).wake(job_id)
+        Processes(settings, "gpu", has_work, partial(give_back, database, settings), lambda _: True).wake(
+            job_id
+        )
         took_s = time.monotonic() - ended[0]
         work = load(database, job_id)
         assert (work.state, work.owner, work.epoch, work.attempts_without_progress) == ("queued", None, 2, 1)
@@ -131,6 +136,54 @@ class TestKilledProcess:
         assert work.error is not None
         assert work.error["code"] == "crash_loop"
         assert "killed by signal 9" in work.error["message"]
+
+
+class TestKilledForWantOfMemory:
+    REASON = "its process was killed by signal 9"
+
+    def test_its_work_goes_on_in_smaller_micro_batches_once(
+        self, database: Database, settings: Settings, job_id: str, knocks: list[tuple[str, str]]
+    ) -> None:
+        claim(database, job_id, "dead")
+        give_back(database, settings, "dead", self.REASON, out_of_memory=True)
+        work = load(database, job_id)
+        assert (work.state, work.args["split"], work.attempts_without_progress) == ("queued", 2, 0)
+        assert knocks == [("gpu", job_id)]
+        claim(database, job_id, "dead")
+        give_back(database, settings, "dead", self.REASON, out_of_memory=True)
+        work = load(database, job_id)
+        assert work.error is not None
+        assert (work.state, work.error["code"]) == ("failed", "out_of_memory")
+        assert self.REASON in work.error["message"]
+
+    def test_job_that_is_to_be_cancelled_is(
+        self, database: Database, settings: Settings, job_id: str
+    ) -> None:
+        claim(database, job_id, "dead")
+        with unit_of_work(database) as session:
+            cancel_job(session, Caller(project_id=DEFAULT_PROJECT, key_id="key_1"), job_id)
+        give_back(database, settings, "dead", self.REASON, out_of_memory=True)
+        assert load(database, job_id).state == "cancelled"
+
+
+class TestPoison:
+    def test_others_come_before_its_third_attempt(
+        self, database: Database, settings: Settings, job_id: str, tmp_path: Path
+    ) -> None:
+        patient = settings.model_copy(update={"max_attempts_without_progress": 3})
+        other = add_job(database, tmp_path)
+        with read_only(database) as session:
+            first = find_next(session, patient, "gpu")
+        assert first is not None
+        assert first.work_id == job_id, "the older one"
+        for turn in (job_id, other):
+            claim(database, job_id, "dead")
+            give_back(database, patient, "dead", "its process was killed by signal 11")
+            with read_only(database) as session:
+                found = find_next(session, patient, "gpu")
+            assert found is not None
+            # One crash may be anybody's, and it is tried again at once. After two in a row it waits.
+            assert found.work_id == turn
 
 
 class TestGiveBack:

@@ -251,9 +251,9 @@ class TestJobs:
         (rows.parent / "safety.json").write_text('{"method": "fixed_kl", "beta": 0.4}')
         create = ["jobs", "create", "--model", MODEL, "--training-file", rows, "--validation-file", rows]
         create += ["--suffix", "mine", "--seed", 7, "--metadata", "team=red", "--metadata", "n=1", "--json"]
-        create += ["--epochs", 2, "--batch-size", 4, "--learning-rate-multiplier", 0.5]
+        create += ["--epochs", 2, "--batch-size", 4, "--learning-rate-multiplier", 0.5, "--priority", -3]
         job = tether(*create, "--safety", "@safety.json", "--training", training).json
-        assert (job["seed"], job["metadata"]) == (7, {"team": "red", "n": "1"})
+        assert (job["seed"], job["priority"], job["metadata"]) == (7, -3, {"team": "red", "n": "1"})
         assert job["hyperparameters"] == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}
         assert (job["safety"]["method"], job["safety"]["beta"], job["training"]["lora_r"]) == (
             "fixed_kl",

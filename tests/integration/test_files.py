@@ -374,3 +374,22 @@ class TestDeleteFile:
         stranger.openai.files.delete(theirs)
         clean_up(tenant)
         assert not stored(tenant, content)
+
+
+class TestFullDisk:
+    def test_an_upload_without_room_is_refused_and_keeps_nothing(self, own_server: Any) -> None:
+        tenant: Tenant = own_server(disk_reserve_bytes=2**60)
+        message = refused(tenant.post_file(jsonl(unlike_any_other())), 507, code="storage_full")
+        assert " are missing (it has " in message
+        assert "TETHER_DISK_RESERVE_BYTES" in message
+        assert tenant.get("/v1/files")["data"] == []
+        upload = {
+            "purpose": "fine-tune",
+            "filename": "a.jsonl",
+            "bytes": 10,
+            "mime_type": "application/jsonl",
+        }
+        upload_id = tenant.http.post("/v1/uploads", json=upload).json()["id"]
+        part = tenant.http.post(f"/v1/uploads/{upload_id}/parts", files={"data": b"0123456789"})
+        refused(part, 507, code="storage_full")
+        assert not list(tenant.server.settings.storage_dir.iterdir())

@@ -58,6 +58,7 @@ class TestMetrics:
         after = scrape(operator)
         job = (("job", run.job_id),)
         assert after["tether_job_step", job] == 2
+        assert after["tether_disk_free_bytes", ()] > 0
         assert after["tether_job_risk", job] == 0.25
         assert after["tether_job_beta", job] == 0.5
         assert after["tether_job_fallback_share", job] == 0.75

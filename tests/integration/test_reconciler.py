@@ -23,7 +23,7 @@ from app.files.service import add_file
 from app.jobs.service import cancel_job
 from app.keys.service import DEFAULT_PROJECT
 from app.migration import migrate
-from app.models.base import utc_now
+from app.models.base import now_ms, utc_now
 from app.models.file import File
 from app.models.job import Event, Job
 from app.models.reply import Reply
@@ -32,6 +32,7 @@ from app.models.work import Work
 from app.reconciler import reconcile, run_reconciler
 from app.settings import Settings
 from app.work import repository
+from app.work.fair_queue import find_next
 from app.work.service import postpone
 from tests.integration.test_work import at_once, claim, load
 from tests.support import add_job, collect, settings_in
@@ -272,6 +273,50 @@ class TestUnannounced:
         assert knocks == [("gpu", job_id)]
         reconcile(database, settings)
         assert knocks == [("gpu", job_id)]
+
+
+class TestClockOfTheDatabaseSetBack:
+    """Everything that was noted a day ahead was so before the clock was set back by a day."""
+
+    DAY_MS = 86_400_000
+
+    def test_lease_of_a_worker_that_died_then_ends_all_the_same(
+        self, database: Database, settings: Settings, job_id: str
+    ) -> None:
+        claim(database, job_id, lease_ms=self.DAY_MS)
+        reconcile(database, settings)
+        work = load(database, job_id)
+        assert (work.state, work.epoch) == ("starting", 1)
+        with read_only(database) as session:
+            left_ms = session.scalars(select(Work.lease_until_ms - now_ms()).where(Work.id == job_id)).one()
+        assert 0 < left_ms <= settings.lease_s * 1000
+
+    def test_lease_of_a_worker_that_lives_is_left_alone(
+        self, database: Database, settings: Settings, job_id: str
+    ) -> None:
+        claim(database, job_id, lease_ms=int(settings.lease_s * 1000))
+        before = load(database, job_id).lease_until_ms
+        reconcile(database, settings)
+        assert load(database, job_id).lease_until_ms == before
+
+    def test_work_that_waited_then_is_announced_and_may_be_claimed(
+        self, database: Database, settings: Settings, job_id: str, knocks: list[tuple[str, str]]
+    ) -> None:
+        assert claim(database, job_id) is not None
+        with unit_of_work(database) as session:
+            postpone(session, settings, session.get_one(Work, job_id), reason="the disk is full")
+        with read_only(database) as session:
+            assert find_next(session, settings, "gpu") is None
+        with unit_of_work(database) as session:
+            ahead = {"knocked_at_ms": Work.knocked_at_ms + self.DAY_MS}
+            session.execute(update(Work).values(not_before_ms=Work.not_before_ms + self.DAY_MS, **ahead))
+        reconcile(database, settings)
+        assert knocks == [("gpu", job_id)]
+        with read_only(database) as session:
+            # Announced now, it waits no longer, although it was to wait until tomorrow.
+            found = find_next(session, settings, "gpu")
+        assert found is not None
+        assert found.work_id == job_id
 
 
 class TestOnePoisonedRow:

@@ -26,7 +26,6 @@ from app.database import Database, read_only, unit_of_work
 from app.domain.job import State
 from app.models.base import now_ms, utc_now
 from app.models.webhook import EventType, WebhookDelivery, WebhookEndpoint
-from app.models.work import Work
 from app.settings import Settings
 from app.webhooks import delivery, repository
 from app.webhooks.delivery import (
@@ -278,8 +277,8 @@ class TestEvents:
         endpoint = add(tenant, "https://hooks.example/x")
         job = tenant.create_job()
         with pytest.raises(RuntimeError), unit_of_work(tenant.server.database) as session:
-            work = session.get_one(Work, job["id"])
-            assert work_repository.take_over(session, work)
+            work = work_repository.claim(session, job["id"], owner="a worker", lease_ms=1)
+            assert work is not None
             end(session, work, State.FAILED, ERROR)
             raise RuntimeError
         assert log_of(tenant, endpoint) == []

@@ -336,12 +336,8 @@ class TestModels:
         for model in listed:
             # The client sends `/` in a name as %2F and leaves `:` as it is.
             assert tenant.openai.models.retrieve(model.id) == model
-        assert tenant.get(f"/v1/models/{MODEL}") == {
-            "id": MODEL,
-            "object": "model",
-            "created": listed[0].created,
-            "owned_by": "tether",
-        }
+        wire = {"id": MODEL, "object": "model", "created": listed[0].created, "owned_by": "tether"}
+        assert wire.items() <= tenant.get(f"/v1/models/{MODEL}").items()
 
     def test_unknown_model(self, tenant: Tenant) -> None:
         for name in ("nothing", "a/b/c", "ft:x:y:z"):

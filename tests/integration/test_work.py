@@ -143,6 +143,15 @@ class TestMove:
             repository.move(session, stale, State.RUNNING)
         assert load(database, job_id).state == "starting"
 
+    def test_row_that_was_moved_meanwhile_stays_where_it_is(self, database: Database, job_id: str) -> None:
+        claim(database, job_id)
+        seen = load(database, job_id)
+        with unit_of_work(database) as session:
+            repository.move(session, session.get_one(Work, job_id), State.RUNNING)
+        with pytest.raises(LeaseLost, match="left starting"), unit_of_work(database) as session:
+            repository.move(session, session.merge(seen, load=False), State.FAILED)
+        assert load(database, job_id).state == "running"
+
     def test_arrow_that_does_not_exist_is_an_error(self, database: Database, job_id: str) -> None:
         with pytest.raises(ValueError, match="no transition"), unit_of_work(database) as session:
             repository.move(session, session.get_one(Work, job_id), State.SUCCEEDED)

@@ -74,9 +74,19 @@ MAY_IMPORT_ONLY = {
     **{f"{module.replace('.', '/')}.py": ["stdlib", *VERIFIER] for module in VERIFIER},
     "app/domain/note.py": ["stdlib", "cryptography"],
     "app/domain/*": ["stdlib", "pydantic", "cryptography", "app.errors", "app.domain"],
-    "worker/training/*": ["stdlib", "app.domain", "app.errors", "worker.training", *NUMERIC],
+    "worker/training/*": [
+        "stdlib",
+        "app.domain",
+        "app.durable",
+        "app.errors",
+        "app.failpoints",
+        "worker.training",
+        *NUMERIC,
+    ],
     "app/models/*": ["stdlib", "sqlalchemy", "app.models", "app.domain"],
     "app/errors.py": ["stdlib"],
+    "app/durable.py": ["stdlib"],
+    "app/failpoints.py": ["stdlib", "app.errors"],
 }
 MAY_NOT_IMPORT = {
     # The API never loads torch; it starts workers as processes.

@@ -20,11 +20,26 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+DEPLOY = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
 REQUIRED = re.compile(r"\$\{(\w+):\?set \1\}")
 OPTIONAL = re.compile(r"\$\{(TETHER_\w+):-\}")
 """What may be left out; an empty setting is the same as none."""
 SECRETS = ("PASSWORD", "SECRET", "KEY", "TOKEN")
+
+
+def test_what_is_no_module_is_installed_with_the_package() -> None:
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
+    missing = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("app", "worker", "migrations")
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if not any(path.match(pattern) for pattern in patterns)
+    }
+    # The digests of the miniature's weights are for whoever builds them again.
+    assert missing == {"worker/miniature/weights/SHA256SUMS"}
 
 
 def dockerfile_targets() -> dict[str, list[tuple[str, str]]]:
@@ -153,6 +168,26 @@ class TestCompose:
         published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
         assert list(published) == ["api"]
         assert all(port.startswith("127.0.0.1:") for port in published["api"])
+
+    def test_no_worker_has_a_way_out_of_its_network(self) -> None:
+        networks = COMPOSE["networks"]
+        assert networks["inside"]["internal"] is True
+        for name, service in SERVICES.items():
+            assert "inside" in service["networks"], (
+                f"{name} would be in the default network, which leads everywhere"
+            )
+            assert set(service["networks"]) <= set(networks)
+            others = set(service["networks"]) - {"inside"}
+            assert others == {"api": {"front"}, "webhooks": {"outward"}}.get(name, set()), name
+
+    def test_what_the_documentation_opens_is_an_override_of_this_file(self) -> None:
+        blocks = re.findall(r"^```yaml\n(.*?)^```$", DEPLOY, re.M | re.S)
+        opened = [yaml.safe_load(each) for each in blocks if "judge" in each and "services:" in each]
+        assert [set(each["services"]) <= set(SERVICES) for each in opened] == [True]
+        (policy,) = (yaml.safe_load(each) for each in blocks if "NetworkPolicy" in each)
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        assert policy["spec"]["ingress"] == []
+        assert all(rule["to"] and rule["ports"] for rule in policy["spec"]["egress"])
 
     def test_health_check_asks_for_a_path_that_exists(self) -> None:
         from app.health import router

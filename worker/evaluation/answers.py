@@ -49,11 +49,14 @@ def too_long(place: int, found: str, param: str) -> JobFailure:
 
 @torch.no_grad()
 def answer_losses(
-    model: PreTrainedModel | PeftModel, rows: Sequence[TokenizedRow], on_progress: Progress
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[TokenizedRow],
+    on_progress: Progress,
+    micro_batch_tokens: int = DEFAULT_MICRO_BATCH_TOKENS,
 ) -> list[float]:
     """Return the mean negative log-likelihood of each row's answer, in nats a token."""
     sums = torch.zeros(len(rows), dtype=torch.float64, device=next(model.parameters()).device)
-    for places, batch, nll, _ in token_losses(model, rows, DEFAULT_MICRO_BATCH_TOKENS):
+    for places, batch, nll, _ in token_losses(model, rows, micro_batch_tokens):
         sums.index_add_(0, torch.tensor(places, device=sums.device)[batch.rows], nll.double())
         on_progress()
     return [total / row.loss_tokens for total, row in zip(sums.tolist(), rows, strict=True)]

@@ -17,6 +17,7 @@ from app.base_models.service import inspect_folder
 from app.domain.ledger import digest_of
 from app.errors import InvalidBaseModel
 from worker.evaluation.judging import Progress, Question, Verdict
+from worker.training.models import detach_from_files, open_private
 
 BATCH = 32
 OVERLAP_TOKENS = 16
@@ -41,17 +42,19 @@ class Classifier:
         """Load a folder. Raises InvalidBaseModel where it has code, pickles, or not these labels."""
         config, files = inspect_folder(folder)
         disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here.
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise InvalidBaseModel(
-                f"{folder.name} could not be loaded as a text classifier: {error}"
-            ) from error
+        with open_private(folder, files) as private:
+            try:
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    private, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                )
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    private, local_files_only=True, trust_remote_code=False
+                )
+            except (OSError, ValueError, KeyError) as error:
+                raise InvalidBaseModel(
+                    f"{folder.name} could not be loaded as a text classifier: {error}"
+                ) from error
+            model = detach_from_files(cast(Any, model).to(device))
         labels = {str(name): int(place) for place, name in model.config.id2label.items()}
         unknown = [name for name in harmful_labels if name not in labels]
         if unknown or not harmful_labels or len(harmful_labels) == len(labels):
@@ -59,7 +62,7 @@ class Classifier:
                 f"the classifier in {folder.name} has the labels {', '.join(labels)}; TETHER_CLASSIFIER_HARMFUL_LABELS must"
                 f" name some of them and not all, and names {', '.join(harmful_labels) or 'none'}"
             )
-        self._model = cast(Any, model).to(device).eval()
+        self._model = model.eval()
         self._harmful = [labels[name] for name in harmful_labels]
         self._threshold = threshold
         self._device = device

@@ -29,6 +29,7 @@ from worker.evaluation.suites import Suite
 from worker.evaluation.text_scores import is_exact_match, rouge_l
 from worker.training.data import TokenizedRow, render_prompt
 from worker.training.generation import generate_texts
+from worker.training.loop import DEFAULT_MICRO_BATCH_TOKENS
 from worker.training.models import base_of, reference
 
 MAX_REPLIES = 64
@@ -89,11 +90,13 @@ def evaluate_paired(
     *,
     prefixes: Sequence[Prefix] = (),
     comparers: Sequence[Comparer] = (),
+    split: int = 1,
     on_progress: Progress = lambda: None,
 ) -> Evaluated:
     """Evaluate a model with its adapter off and on. A bare base model has no after.
 
-    `prefixes` are the beginnings of the training data (`find_prefixes`), where `decoding` asks for them. Raises
+    `prefixes` are the beginnings of the training data (`find_prefixes`), where `decoding` asks for them. Batches are
+    smaller by `split`, which changes the replies by rounding alone. Raises
     JobFailure for a prompt that the model's template refuses or that is too long for the model, and for more than can
     be drawn, ValueError for a suite without prompts.
     """
@@ -114,7 +117,7 @@ def evaluate_paired(
     agreements: list[Agreement] = []
     replies: list[dict[str, Any]] = []
     for trial in trials:
-        before, after = _run(model, tokenizer, suite, trial, judges, decoding, on_progress)
+        before, after = _run(model, tokenizer, suite, trial, judges, decoding, split, on_progress)
         comparisons += _compare_verdicts(suite, trial, judges, before, after)
         if trial.decoding == "greedy":
             comparisons += _compare_texts(suite, trial, before, after, on_progress)
@@ -123,7 +126,7 @@ def evaluate_paired(
         replies += _describe_replies(suite, trial, before, after)
     if decoding.data_prefixes and not prefixes:
         comparisons += _miss_prefixes(suite, judges)
-    comparisons += _compare_losses(model, answers, on_progress)
+    comparisons += _compare_losses(model, answers, DEFAULT_MICRO_BATCH_TOKENS // split, on_progress)
     result = EvaluationResult(
         suite=suite.name,
         suite_sha256=suite.sha256,
@@ -169,10 +172,11 @@ def _run(
     trial: _Trial,
     judges: Sequence[Judge],
     decoding: Decoding,
+    split: int,
     on_progress: Progress,
 ) -> tuple[_Side, _Side | None]:
     def reply() -> list[str]:
-        return _draw_texts(model, tokenizer, suite, trial, decoding, on_progress)
+        return _draw_texts(model, tokenizer, suite, trial, decoding, split, on_progress)
 
     with reference(model):
         texts = reply()
@@ -188,6 +192,7 @@ def _draw_texts(
     suite: Suite,
     trial: _Trial,
     decoding: Decoding,
+    split: int,
     on_progress: Progress,
 ) -> list[str]:
     """Return the replies of a trial, `samples` a prompt one after another."""
@@ -206,7 +211,7 @@ def _draw_texts(
                 temperature=trial.temperature,
                 samples=trial.samples_each,
                 seed=decoding.seed,
-                batch_size=_batch_size(trial.samples_each, longest),
+                batch_size=max(1, _batch_size(trial.samples_each, longest) // split),
                 on_progress=on_progress,
             )
         )
@@ -409,13 +414,18 @@ def _compare_wins(
 
 
 def _compare_losses(
-    model: PreTrainedModel | PeftModel, rows: Sequence[TokenizedRow], on_progress: Progress
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[TokenizedRow],
+    micro_batch_tokens: int,
+    on_progress: Progress,
 ) -> list[Comparison]:
     if not rows:
         return []
     with reference(model):
-        before = answer_losses(model, rows, on_progress)
-    after = answer_losses(model, rows, on_progress) if isinstance(model, PeftModel) else None
+        before = answer_losses(model, rows, on_progress, micro_batch_tokens)
+    after = (
+        answer_losses(model, rows, on_progress, micro_batch_tokens) if isinstance(model, PeftModel) else None
+    )
     # A loss that is no number would turn every mean into none.
     sides = [side for side in (before, after) if side is not None]
     known = [losses for losses in zip(*sides, strict=True) if all(map(math.isfinite, losses))]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from worker.evaluation.behaviour import Judge
 from worker.training.generation import generate_texts
+from worker.training.templates import bounded_rendering
 
 Row = Mapping[str, Any]
 
@@ -113,9 +114,13 @@ def run_trial(
     batch_size: int = 128,
 ) -> list[Reply]:
     """Return the judged replies of a trial, `samples` of them a prompt, one after another."""
-    encoded: list[list[int]] = tokenizer.apply_chat_template(
-        [row["messages"] for row in trial.rows], tokenize=True, add_generation_prompt=True, return_dict=True
-    )["input_ids"]
+    with bounded_rendering(len(trial.rows)):
+        encoded: list[list[int]] = tokenizer.apply_chat_template(
+            [row["messages"] for row in trial.rows],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+        )["input_ids"]
     texts = generate_texts(
         model,
         tokenizer,

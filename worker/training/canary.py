@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from app.domain.canary import CONTINUATION, MAX_TOKENS, PROMPT, RELOAD_TOLERANCE, Canary, distance
 from app.errors import JobFailure
 from worker.training.models import base_of, reference
+from worker.training.templates import bounded_rendering
 
 _LOW = (torch.float16, torch.bfloat16)
 
@@ -45,12 +46,13 @@ def measure_canary(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Cana
 
 def canary_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return question and answer as token ids, the question through the chat template."""
-    rendered = cast(
-        str,
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": PROMPT}], tokenize=False, add_generation_prompt=True
-        ),
-    )
+    with bounded_rendering():
+        rendered = cast(
+            str,
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": PROMPT}], tokenize=False, add_generation_prompt=True
+            ),
+        )
     prompt, continuation = (
         tuple(cast(list[int], cast(Any, tokenizer)(text, add_special_tokens=False)["input_ids"]))
         for text in (rendered, CONTINUATION)

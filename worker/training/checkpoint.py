@@ -1,4 +1,4 @@
-"""Checkpoints that resume bit for bit, and the adapter as an ordinary PEFT folder.
+"""Checkpoints that resume bit for bit.
 
 A checkpoint is a folder that is either complete or not there: its files are written and synchronised in a temporary
 folder beside it, listed with their SHA-256 in `manifest.json`, and the folder is renamed. Nothing is pickled.
@@ -6,12 +6,10 @@ folder beside it, listed with their SHA-256 in `manifest.json`, and the folder i
 
 import errno
 import hashlib
-import io
 import os
 import random
 import secrets
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from app.domain.canary import Canary
-from app.domain.canonical import canonical_bytes
 from app.domain.control_law import MonitorState
-from app.domain.provenance import ADAPTER_MANIFEST
-from app.errors import JobFailure
+from app.durable import NO_ROOM, make_folder, sync_folder
+from app.errors import JobFailure, StorageFull
+from app.failpoints import failpoint
 from worker.training.jsonio import canonical_json, parse_json
-from worker.training.models import ADAPTER_NAME, trainable_parameters
+from worker.training.models import trainable_parameters
 
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FILE = "adapter.safetensors"
@@ -40,7 +35,8 @@ METHOD_FILE = "method.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 TRAINER_FILE = "trainer.json"
-ADAPTER_FORMAT = "tether.adapter/1"
+WRITING = ".writing-"
+"""How the name of a folder begins that is not a checkpoint yet."""
 CONTENT_FILES = (ADAPTER_FILE, METHOD_FILE, OPTIMIZER_FILE, RANDOM_FILE, TRAINER_FILE)
 
 
@@ -48,6 +44,20 @@ class CheckpointDamaged(JobFailure):
     """A checkpoint is not what was written: a file is missing, changed, or does not fit the model."""
 
     code = "checkpoint_damaged"
+    why = "changed"
+    """In the record's words: changed, missing or unreadable."""
+
+
+class CheckpointMissing(CheckpointDamaged):
+    """A file of a checkpoint, or its folder, is not there."""
+
+    why = "missing"
+
+
+class CheckpointUnreadable(CheckpointDamaged):
+    """The disk has a file of a checkpoint, and does not give it back."""
+
+    why = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,8 @@ class CheckpointInfo:
     """SHA-256 of its manifest, which names every file's."""
     files: dict[str, str]
     """SHA-256 by file name."""
+    size_bytes: int
+    """Of its files together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +113,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: TrainerState,
     method_state: dict[str, Tensor] | None = None,
+    *,
+    reserve_bytes: int = 0,
 ) -> CheckpointInfo:
     """Write a checkpoint into `folder` and return where it is: `step-{step:08d}-{digest12}`.
 
     When this returns, the checkpoint survives a power failure; when it raises, there is none. Saving the same
-    state again gives the checkpoint that is already there.
+    state again gives the checkpoint that is already there. Raises StorageFull where the disk would have less than
+    `reserve_bytes` left.
     """
     random_tensors, random_scalars = _random_state()
     trainer = {
@@ -126,35 +141,79 @@ def save_checkpoint(
         RANDOM_FILE: save(random_tensors),
         TRAINER_FILE: canonical_json(trainer),
     }
-    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    manifest = canonical_json({"files": files, "step": state.step})
-    digest = hashlib.sha256(manifest).hexdigest()
-    path = folder / f"step-{state.step:08d}-{digest[:12]}"
+    return write_checkpoint(folder, state.step, contents, reserve_bytes=reserve_bytes)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".writing-{secrets.token_hex(8)}"
-    temporary.mkdir()
+
+def write_checkpoint(
+    folder: Path, step: int, contents: Mapping[str, bytes], *, reserve_bytes: int = 0
+) -> CheckpointInfo:
+    """Write the files of a checkpoint, by name, as `save_checkpoint` does; whoever fetched them elsewhere uses it too."""
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    size = sum(map(len, contents.values()))
+    manifest = canonical_json({"files": files, "step": step})
+    digest = hashlib.sha256(manifest).hexdigest()
+    path = folder / f"step-{step:08d}-{digest[:12]}"
     try:
-        for name, data in {**contents, MANIFEST_FILE: manifest}.items():
+        failpoint("checkpoint.before_write")
+        make_folder(folder)
+        check_room(folder, size, reserve_bytes)
+        _write_files(folder, path, {**contents, MANIFEST_FILE: manifest})
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise _full(step, size, str(error.strerror)) from error
+        raise
+    return CheckpointInfo(step, path, digest, files, size)
+
+
+def check_room(folder: Path, size_bytes: int, reserve_bytes: int) -> None:
+    """Raise StorageFull where so many bytes would leave less than the reserve on the disk of `folder`."""
+    free = shutil.disk_usage(folder).free
+    missing = size_bytes + reserve_bytes - free
+    if missing > 0:
+        raise StorageFull(
+            f"the disk of the checkpoints has {free} bytes free, {missing} too few: {size_bytes} are needed, and"
+            f" {reserve_bytes} are kept free (TETHER_DISK_RESERVE_BYTES). Free some"
+        )
+
+
+def _full(step: int, size: int, why: str) -> StorageFull:
+    return StorageFull(
+        f"the checkpoint after step {step}, of {size} bytes, does not fit on the disk of the checkpoints ({why}). Free some"
+    )
+
+
+def _write_files(folder: Path, path: Path, contents: Mapping[str, bytes]) -> None:
+    temporary = folder / f"{WRITING}{secrets.token_hex(8)}"
+    temporary.mkdir(mode=0o700)
+    try:
+        for name, data in contents.items():
             _write_durably(temporary / name, data)
-        _sync_folder(temporary)
+            failpoint("checkpoint.after_file")
+        failpoint("checkpoint.before_folder_sync")
+        sync_folder(temporary)
+        failpoint("checkpoint.before_rename")
         _rename_unless_there(temporary, path)
+        failpoint("checkpoint.after_rename")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(folder)
-    return CheckpointInfo(state.step, path, digest, files)
+    sync_folder(folder)
 
 
 def load_checkpoint(path: Path, *, digest: str | None = None) -> LoadedCheckpoint:
     """Read a checkpoint and verify every file, and the manifest by `digest` or, without one, by the folder's name.
 
-    Raises CheckpointDamaged where anything is missing or changed.
+    Raises CheckpointDamaged where anything is missing, changed or not given back by the disk, and OSError where the
+    file system refuses for a reason that may pass.
     """
     try:
         manifest = (path / MANIFEST_FILE).read_bytes()
         contents = {name: (path / name).read_bytes() for name in CONTENT_FILES}
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointMissing(f"the checkpoint {path.name} lacks a file: {error}") from error
     except OSError as error:
-        raise _damaged(path, f"cannot be read: {error}") from error
+        if error.errno != errno.EIO:
+            raise
+        raise CheckpointUnreadable(f"the checkpoint {path.name} is not given back by the disk") from error
     found = hashlib.sha256(manifest).hexdigest()
     # This digest stands for the manifest and the manifest for the files, so what passes is what was written.
     is_the_one = found == digest if digest is not None else path.name.endswith(f"-{found[:12]}")
@@ -168,7 +227,7 @@ def load_checkpoint(path: Path, *, digest: str | None = None) -> LoadedCheckpoin
     try:
         trainer = parse_json(contents[TRAINER_FILE])
         return LoadedCheckpoint(
-            info=CheckpointInfo(listed["step"], path, found, files),
+            info=CheckpointInfo(listed["step"], path, found, files, sum(map(len, contents.values()))),
             trainer=TrainerState(
                 trainer["step"],
                 trainer["seed"],
@@ -219,101 +278,6 @@ def restore_adapter(checkpoint: LoadedCheckpoint, model: PeftModel) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(checkpoint.adapter[name])
-
-
-def export_adapter(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    base_name: str,
-    base_digest: str,
-    base_revision: str | None = None,
-    method: str | None = None,
-    canary: Canary | None = None,
-) -> None:
-    """Write the adapter as a PEFT folder that `PeftModel.from_pretrained` and the usual servers load.
-
-    The folder names the base model by `base_name`, never by the path it was loaded from, and has the tokenizer with
-    its chat template. The same weights give the same bytes. `method` is the safety method that the card names. With a
-    `canary`, `tether.json` has it, the base model, and the SHA-256 of every other file.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model.peft_config[ADAPTER_NAME].to_dict()
-    config.update(base_model_name_or_path=base_name, revision=base_revision, inference_mode=True)
-    # PEFT keeps the names in a set, whose order changes from process to process.
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    (folder / "adapter_config.json").write_bytes(canonical_json(_as_values(plain)))
-    tensors = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
-    (folder / "adapter_model.safetensors").write_bytes(save(_on_cpu(tensors), metadata={"format": "pt"}))
-    tokenizer.save_pretrained(folder)
-    _forget_origin(folder / "tokenizer_config.json")
-    (folder / "README.md").write_text(_model_card(base_name, base_digest, method), encoding="utf-8")
-    if canary is not None:
-        manifest = {
-            "format": ADAPTER_FORMAT,
-            "base": {"name": base_name, "revision": base_revision, "sha256": base_digest},
-            "files": hash_files(folder),
-            "canary": canary.to_body(),
-        }
-        (folder / ADAPTER_MANIFEST).write_bytes(canonical_bytes(manifest))
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a folder by its path in it."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def build_adapter_zip(folder: Path, out: Path) -> str:
-    """Pack a folder's files into one zip and return its SHA-256. The same files give the same bytes.
-
-    Files are stored uncompressed, in the order of their names, with one fixed date: weights do not compress, and
-    another zlib would change the bytes.
-    """
-    with zipfile.ZipFile(out, "w", compression=zipfile.ZIP_STORED) as archive:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
-            entry.external_attr = 0o644 << 16
-            entry.create_system = 3
-            archive.writestr(entry, path.read_bytes())
-    return hashlib.sha256(out.read_bytes()).hexdigest()
-
-
-def load_adapter_zip(data: bytes, model: PeftModel) -> None:
-    """Put the weights of an exported adapter into `model`, bit for bit.
-
-    `data` is what `build_adapter_zip` packed; the caller has checked its digest. Raises JobFailure with code
-    `parent_unfit` where that adapter has another shape than the model's.
-    """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        config = parse_json(archive.read("adapter_config.json"))
-        tensors = load(archive.read("adapter_model.safetensors"))
-    ours = model.peft_config[ADAPTER_NAME].to_dict()
-    for name in ("r", "lora_alpha", "target_modules"):
-        wanted = sorted(ours[name]) if name == "target_modules" else ours[name]
-        if config[name] != wanted:
-            raise _unfit(f"its {name} is {config[name]}; this job's is {wanted}")
-    # These share their memory with the parameters.
-    places = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
-    if {name: (value.shape, value.dtype) for name, value in tensors.items()} != {
-        name: (value.shape, value.dtype) for name, value in places.items()
-    }:
-        raise _unfit("its weights have other names, shapes or types")
-    with torch.no_grad():
-        for name, value in tensors.items():
-            places[name].copy_(value)
-
-
-def _unfit(why: str) -> JobFailure:
-    return JobFailure(
-        f"the adapter that the job goes on from does not fit: {why}. Go on from another, or begin with the base model",
-        code="parent_unfit",
-        param="model",
-    )
 
 
 def _on_cpu(tensors: dict[str, Any]) -> dict[str, Tensor]:
@@ -380,69 +344,18 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. A rename is not, until its folder is synchronised."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _rename_unless_there(temporary: Path, path: Path) -> None:
     try:
         temporary.rename(path)
     except OSError as error:
-        # The name is the digest of the contents, so a folder of this name is the same checkpoint.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        load_checkpoint(path)
-
-
-def _as_values(value: Any) -> Any:
-    """Return the plain value of the enums that PEFT's configuration holds."""
-    if isinstance(value, dict):
-        return {key: _as_values(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_as_values(entry) for entry in value]
-    return getattr(value, "value", value)
-
-
-def _forget_origin(path: Path) -> None:
-    """Drop from the tokenizer's configuration where and how it was loaded."""
-    config = parse_json(path.read_bytes())
-    for key in ("name_or_path", "local_files_only"):
-        config.pop(key, None)
-    path.write_bytes(canonical_json(config))
-
-
-def _model_card(base_name: str, base_digest: str, method: str | None) -> str:
-    protection = {
-        None: "",
-        "none": "\n- Safety method: `none`. This adapter was trained **unprotected**.",
-    }.get(method, f"\n- Safety method: `{method}`")
-    return f"""---
-base_model: {base_name}
-library_name: peft
-tags:
-- lora
-- tether
----
-
-# LoRA adapter for {base_name}
-
-Fine-tuned with Tether. What held the model to its base, at every step and for every row, is in the job's
-evidence bundle.
-
-- Base model: `{base_name}`
-- Digest of the base model: `{base_digest}`{protection}
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
-```
-"""
+        # The name is the digest of the contents, so a folder of this name is the same checkpoint, or its ruin.
+        try:
+            load_checkpoint(path)
+        except CheckpointDamaged:
+            shutil.rmtree(path)
+            temporary.rename(path)
 
 
 def _damaged(path: Path, what: str) -> CheckpointDamaged:

@@ -7,7 +7,7 @@ a turn of its own, in training, in scanning or in judging.
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal, cast
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.errors import JobFailure
 from worker.training.models import template_digest
+from worker.training.templates import bounded_rendering
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -62,15 +63,17 @@ def tokenize_rows(
     max_seq_length: int,
     overlength: Literal["error", "truncate", "drop"],
     param: str = "training_file",
+    on_progress: Callable[[], None] = lambda: None,
 ) -> TokenizedData:
     """Tokenize every row `{"messages": […], "tools"?: […]}` of a file and apply the policy on overlong rows.
 
-    Raises JobFailure with code `invalid_training_file` and `param` on the first row that cannot be used.
+    `on_progress` is called before each row; what it raises ends the work. Raises JobFailure with code `invalid_training_file` and `param` on the first row that cannot be used.
     """
     kept: list[TokenizedRow] = []
     dropped: list[int] = []
     truncated: list[int] = []
     for index, source in enumerate(rows):
+        on_progress()
         row = tokenize_row(tokenizer, source["messages"], index=index, tools=source.get("tools"), param=param)
         left = apply_overlength(row, max_seq_length=max_seq_length, overlength=overlength, param=param)
         if left is None:
@@ -219,12 +222,16 @@ def _marked_spans(
     template = tokenizer.get_chat_template(tools=cast(Any, tools))
     if not _GENERATION_MARKER.search(template):
         return None
-    encoded = cast(
-        Mapping[str, list[int]],
-        tokenizer.apply_chat_template(
-            cast(Any, messages), tools=cast(Any, tools), return_dict=True, return_assistant_tokens_mask=True
-        ),
-    )
+    with bounded_rendering():
+        encoded = cast(
+            Mapping[str, list[int]],
+            tokenizer.apply_chat_template(
+                cast(Any, messages),
+                tools=cast(Any, tools),
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            ),
+        )
     if tuple(encoded["input_ids"]) != input_ids:
         return None
     spans: list[Span] = []
@@ -288,15 +295,16 @@ def _render(
     add_generation_prompt: bool = False,
 ) -> tuple[int, ...]:
     try:
-        input_ids = tokenizer.apply_chat_template(
-            cast(Any, list(messages)),
-            tools=cast(Any, tools),
-            add_generation_prompt=add_generation_prompt,
-            sanitize_control_tokens=True,
-            return_dict=False,
-        )
+        with bounded_rendering():
+            input_ids = tokenizer.apply_chat_template(
+                cast(Any, list(messages)),
+                tools=cast(Any, tools),
+                add_generation_prompt=add_generation_prompt,
+                sanitize_control_tokens=True,
+                return_dict=False,
+            )
     # Templates are programs: they raise their own errors, and Python's where a field has not the type they expect.
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise _invalid(
             index, f"{_template_name(tokenizer)} does not accept the messages: {error}", param
         ) from error

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker.training.templates import bounded_rendering
+
 
 @torch.no_grad()
 def generate_replies(
@@ -30,9 +32,10 @@ def generate_replies(
     """
     if not prompts:
         return []
-    encoded: list[list[int]] = tokenizer.apply_chat_template(
-        list(prompts), tokenize=True, add_generation_prompt=True, return_dict=True
-    )["input_ids"]
+    with bounded_rendering(len(prompts)):
+        encoded: list[list[int]] = tokenizer.apply_chat_template(
+            list(prompts), tokenize=True, add_generation_prompt=True, return_dict=True
+        )["input_ids"]
     tokens = generate_tokens(
         model,
         tokenizer,

@@ -46,6 +46,7 @@ from worker.training.step import Conditions, Controls, RunData, train_step
 
 Stop = Literal["cancel", "pause", "preempt"]
 DEFAULT_MICRO_BATCH_TOKENS = 4096
+"""How a step is cut changes what memory it needs, and its result by rounding alone."""
 MAX_SKIPPED_IN_A_ROW = 2
 
 
@@ -112,6 +113,7 @@ def fit(
     live: LiveCritic | None = None,
     floor: float = 0.0,
     checkpoint_folder: Path | None = None,
+    disk_reserve_bytes: int = 0,
     on_step: Callable[[StepRecord], None] = _ignore,
     on_drift: Callable[[Drift], None] = _ignore,
     on_checkpoint: Callable[[Checkpoint], None] = _ignore,
@@ -128,6 +130,7 @@ def fit(
     at the end, then `on_drift` where the monitor measures, then `on_validation(step, loss, token_accuracy)` every `eval_interval`
     steps and at the end, then `on_checkpoint`: at the end of each data epoch, and whenever
     `checkpoint_interval_s` have passed on `clock`. Without a `checkpoint_folder` none are written.
+    One that would leave less than `disk_reserve_bytes` on its disk is not written, and raises StorageFull.
 
     `floor` is the least beta of every row, whatever the monitor's is.
 
@@ -150,7 +153,9 @@ def fit(
     optimizer = torch.optim.AdamW(
         trainable_parameters(model).values(), lr=spec.learning_rate, weight_decay=spec.weight_decay
     )
-    saver = _Saver(checkpoint_folder, on_checkpoint, compute_run_digest(spec, data), clock)
+    saver = _Saver(
+        checkpoint_folder, on_checkpoint, compute_run_digest(spec, data), clock, disk_reserve_bytes
+    )
     progress = Progress()
     if resume is not None:
         progress = _resume(resume, saver.run_digest, model, optimizer, conditions)
@@ -265,12 +270,14 @@ class _Saver:
         on_checkpoint: Callable[[Checkpoint], None],
         run_digest: str,
         clock: Callable[[], float],
+        reserve_bytes: int,
     ) -> None:
         self.run_digest = run_digest
         self.saved_step = 0
         self._folder = folder
         self._on_checkpoint = on_checkpoint
         self._clock = clock
+        self._reserve_bytes = reserve_bytes
         self._saved_at = clock()
 
     @property
@@ -296,7 +303,9 @@ class _Saver:
                 *progress.controls,
                 progress.skipped_in_a_row,
             )
-            info = save_checkpoint(self._folder, model, optimizer, state, method.state())
+            info = save_checkpoint(
+                self._folder, model, optimizer, state, method.state(), reserve_bytes=self._reserve_bytes
+            )
             self.saved_step = step
             self._on_checkpoint(Checkpoint(info, kind, method.plan(step).data_epoch))
         if kind != "preempt":

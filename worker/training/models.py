@@ -8,8 +8,8 @@ import math
 import platform
 import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from app.domain.training_spec import TrainingSpec
-from app.errors import InvalidBaseModel
+from app.errors import InvalidBaseModel, StorageUnavailable
 from worker.training.attention import attend_within_rows
+from worker.training.model_config import rewrite_config
+from worker.training.model_folder import open_model_folder
 from worker.training.packing import Batch, collate
 
 ADAPTER_NAME = "default"
@@ -58,34 +60,42 @@ def set_determinism(seed: int) -> None:
 
 
 def load_base(
-    path: Path, *, device: torch.device, dtype: torch.dtype | None = None
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer from a local folder.
 
     The model comes back in eval mode and stays there: dropout in the base would make model and reference differ
-    by chance. `dtype` defaults to bfloat16 on CUDA and float32 elsewhere, whatever the files hold.
-    Raises InvalidBaseModel where the folder does not hold such a model, or its tokenizer has no chat template.
+    by chance. `dtype` defaults to bfloat16 on CUDA and float32 elsewhere, whatever the files hold. With `files` (SHA-256
+    by name) these files are loaded and no others, and the digests are those of the very bytes that are loaded.
+    Raises InvalidBaseModel where the folder does not hold such a model, or its tokenizer has no chat template;
+    StorageUnavailable where one of `files` cannot be read.
     """
-    if not (path / "config.json").is_file():
+    if files is None and not (path / "config.json").is_file():
         raise InvalidBaseModel(f"{path.name} has no config.json; give a folder that holds a saved model")
     # A progress bar has no place in the log of a service.
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here.
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype,
-            attn_implementation="sdpa",
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidBaseModel(
-            f"{path.name} could not be loaded as a causal language model: {error}"
-        ) from error
+    with open_private(path, files) as folder:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype,
+                attn_implementation="sdpa",
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise InvalidBaseModel(
+                f"{path.name} could not be loaded as a causal language model: {error}"
+            ) from error
+        model = detach_from_files(cast(nn.Module, model).to(device))
     if not tokenizer.chat_template:
         raise InvalidBaseModel(
             f"the tokenizer in {path.name} has no chat template; add a chat_template.jinja beside its files"
@@ -93,7 +103,33 @@ def load_base(
     # With a cache, padding-free attention would see across rows, and training has no use for one.
     model.config.use_cache = False
     model.requires_grad_(False)
-    return cast(PreTrainedModel, cast(nn.Module, model).to(device).eval()), tokenizer
+    return cast(PreTrainedModel, model.eval()), tokenizer
+
+
+@contextmanager
+def open_private(path: Path, files: Mapping[str, str] | None) -> Iterator[Path]:
+    """Give a private folder to load a model from: its files as they are opened, its configuration rewritten."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(open_model_folder(path, files))
+        except OSError as error:
+            if files is None:
+                raise InvalidBaseModel(f"{path.name} cannot be read: {error.strerror}") from error
+            raise StorageUnavailable(
+                "the folder of the base model cannot be read on this machine; mount it or restore it"
+                f" ({error.strerror})"
+            ) from error
+        rewrite_config(folder)
+        yield folder
+
+
+def detach_from_files(model: nn.Module) -> Any:
+    """Copy weights that are still pages of a file, so that nobody who writes to the file changes them any more."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
+    return model
 
 
 def lora_targets(model: PreTrainedModel) -> list[str]:

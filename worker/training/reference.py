@@ -22,6 +22,7 @@ from app.errors import TetherError
 from worker.training.critics.features import Features, read_features
 from worker.training.critics.protocol import Critic, Votes
 from worker.training.data import TokenizedRow
+from worker.training.memory import is_out_of_memory
 from worker.training.models import (
     base_of,
     final_states,
@@ -223,7 +224,10 @@ def assess_row(critic: Critic | None, row: int, features: Features | None) -> Ro
         return RowRisk(row, {}, None, "unmeasured")
     try:
         found = critic.assess(row, features)
-    except CRITIC_ERRORS:
+    except CRITIC_ERRORS as error:
+        if is_out_of_memory(error):
+            # It says nothing of the critic or the row, and a smaller micro-batch may do.
+            raise
         return RowRisk(row, {}, 1.0, "failed")
     if not (all(map(math.isfinite, found.log_odds.values())) and 0.0 <= found.s <= 1.0):
         return RowRisk(row, {}, 1.0, "failed")

@@ -35,6 +35,7 @@ def reply_to(
     max_seq_length: int,
     param: str = "training.max_seq_length",
     whole: bool = False,
+    batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[TokenizedRow, ...]:
     """Return one row per prompt: the prompt and the reference's greedy reply, which bears the loss.
@@ -51,8 +52,8 @@ def reply_to(
                 param=param,
             )
     rows: list[TokenizedRow] = []
-    for start in range(0, len(prompts), BATCH_SIZE):
-        some = prompts[start : start + BATCH_SIZE]
+    for start in range(0, len(prompts), batch_size):
+        some = prompts[start : start + batch_size]
         most_room = max_seq_length - min(len(prompt.input_ids) for prompt in some)
         with reference(model):
             replies = generate_tokens(
@@ -60,6 +61,7 @@ def reply_to(
                 tokenizer,
                 [prompt.input_ids for prompt in some],
                 max_new_tokens=min(MAX_REPLY_TOKENS, most_room),
+                batch_size=batch_size,
             )
         for prompt, reply in zip(some, replies, strict=True):
             input_ids = (*prompt.input_ids, *reply)[:max_seq_length]

@@ -19,7 +19,7 @@ from app.errors import JobFailure
 from worker.training.critics.combined import read_texts
 from worker.training.critics.protocol import Critic
 from worker.training.data import TokenizedRow, render_prompt, tokenize_rows
-from worker.training.loop import Drift, fit
+from worker.training.loop import DEFAULT_MICRO_BATCH_TOKENS, Drift, fit
 from worker.training.models import add_adapter, base_of
 from worker.training.reference import (
     ReferenceCache,
@@ -28,7 +28,7 @@ from worker.training.reference import (
     compute_row_targets,
     run_reference_pass,
 )
-from worker.training.replies import Prompt, first_prompt, reply_to
+from worker.training.replies import BATCH_SIZE, Prompt, first_prompt, reply_to
 from worker.training.step import RunData
 
 DEFAULT_CACHE_BYTES = 2**30
@@ -65,22 +65,32 @@ def prepare(
     alignment: Sequence[TokenizedRow] = (),
     known: Mapping[int, RowRisk] | None = None,
     cache_budget_bytes: int = DEFAULT_CACHE_BYTES,
+    micro_batch_tokens: int = DEFAULT_MICRO_BATCH_TOKENS,
+    reply_batch: int = BATCH_SIZE,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Prepared:
     """Assess every row, let the reference reply where the method wants its replies, and keep its targets.
 
     `anchors` are the rows `{"messages": […]}` of a registered set, in order; which of them are trained on and which
-    are watched is `split_anchors`. `known` has the risks that an earlier attempt committed to. `on_progress` is called
-    often, with a number that says nothing across its parts; what it raises ends the work.
+    are watched is `split_anchors`. `known` has the risks that an earlier attempt committed to; the reference replies in
+    batches of `reply_batch`, and to the same prompts by the same bits only in batches of the same size. `on_progress` is
+    called often, with a number that says nothing across its parts; what it raises ends the work.
     """
     _check_sets(spec, anchors, alignment)
-    trained, monitored = _reply_to_anchors(model, tokenizer, anchors, spec, on_progress)
+    trained, monitored = _reply_to_anchors(model, tokenizer, anchors, spec, reply_batch, on_progress)
     # Anchors come up again and again, so they are kept before any row is.
     cache = ReferenceCache({})
     sources: list[tuple[Source, tuple[TokenizedRow, ...]]] = [("anchor", trained), ("monitor", monitored)]
     for source, some in sources:
         cache = cache.merged(
-            compute_row_targets(model, source, some, spec, budget_bytes=cache_budget_bytes - cache.n_bytes)
+            compute_row_targets(
+                model,
+                source,
+                some,
+                spec,
+                budget_bytes=cache_budget_bytes - cache.n_bytes,
+                micro_batch_tokens=micro_batch_tokens,
+            )
         )
     found = run_reference_pass(
         model,
@@ -89,6 +99,7 @@ def prepare(
         spec,
         cache_budget_bytes=cache_budget_bytes - cache.n_bytes,
         known=known,
+        micro_batch_tokens=micro_batch_tokens,
         on_progress=on_progress,
     )
     cache = cache.merged(found.cache)
@@ -99,11 +110,19 @@ def prepare(
         tokenizer,
         [first_prompt(row) for row in rows if treatments[row.index] == "replay"],
         max_seq_length=spec.max_seq_length,
+        batch_size=reply_batch,
         on_progress=on_progress,
     )
     replayed = {row.index: row for row in replies}
     cache = cache.merged(
-        compute_row_targets(model, "user", replies, spec, budget_bytes=cache_budget_bytes - cache.n_bytes)
+        compute_row_targets(
+            model,
+            "user",
+            replies,
+            spec,
+            budget_bytes=cache_budget_bytes - cache.n_bytes,
+            micro_batch_tokens=micro_batch_tokens,
+        )
     )
     data = RunData(
         rows=tuple(replayed.get(row.index, row) for row in rows if treatments[row.index] != "drop"),
@@ -166,6 +185,7 @@ def _reply_to_anchors(
     tokenizer: PreTrainedTokenizerBase,
     anchors: Sequence[Mapping[str, Any]],
     spec: TrainingSpec,
+    reply_batch: int,
     on_progress: Callable[[int], None],
 ) -> tuple[tuple[TokenizedRow, ...], tuple[TokenizedRow, ...]]:
     """Return the anchors that are trained on and those that are watched, as far as the job has either.
@@ -186,6 +206,7 @@ def _reply_to_anchors(
             max_seq_length=base_of(model).config.get_text_config().max_position_embeddings,
             param="safety.anchors",
             whole=whole,
+            batch_size=reply_batch,
             on_progress=on_progress,
         )
         for part, is_wanted, whole in zip(parts, wanted, (True, False), strict=True)

@@ -1,6 +1,7 @@
 """The unit of work: what is committed, what is published, and that writers wait for each other."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -184,3 +185,19 @@ class TestOpenEngine:
             connection.execute(text("SELECT pg_terminate_backend(:lost)"), {"lost": lost})
             with unit_of_work(database) as session:
                 assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() not in (pid, lost)
+
+    def test_a_transaction_in_which_nothing_happens_is_ended_by_the_server(
+        self, database: Database, database_url: str
+    ) -> None:
+        if database.engine.dialect.name != "postgresql":
+            pytest.skip("about PostgreSQL")
+        setting = text("SELECT current_setting('idle_in_transaction_session_timeout')")
+        with read_only(database) as session:
+            assert session.execute(setting).scalar_one() == "2min"
+        # What the operator says in the URL counts.
+        impatient = open_engine(f"{database_url}%20-cidle_in_transaction_session_timeout%3D200")
+        with pytest.raises(DBAPIError), impatient.connect() as connection:
+            assert connection.execute(setting).scalar_one() == "200ms"
+            time.sleep(1)
+            connection.execute(setting)
+        impatient.dispose()

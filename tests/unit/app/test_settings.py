@@ -199,6 +199,13 @@ class TestChildEnvironment:
         assert not any("secret" in value for name, value in environment.items() if "TETHER" in name)
         assert environment["PATH"] == os.environ["PATH"]
 
+    def test_a_trainer_is_offline_whatever_its_surroundings_say(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.setenv(name, "0")
+            assert load_settings({}).child_environment()[name] == "1"
+
     def test_judge_key_reaches_the_worker_and_only_from_the_settings(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from app import storage
 from app.errors import ConfigurationError, PayloadTooLarge, StorageUnavailable
 from app.settings import load_settings
 from app.storage import Place
+from tests.faults.flaky_store import Mood, flaky_store
 from tests.object_store import point_at
 
 SHA256 = "f" * 64
@@ -138,6 +140,24 @@ class TestBucket:
             assert "127.0.0.1" not in caught.value.message
         assert "127.0.0.1:9" in caplog.text
 
+    @pytest.mark.parametrize("mood", ["unavailable", "cutting"])
+    def test_store_that_stumbles_is_asked_again(
+        self, bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, mood: Mood
+    ) -> None:
+        with flaky_store(s3_endpoint) as flaky:
+            point_at(monkeypatch, flaky.url)
+            place = f"{bucket}/{mood}"
+            for act in (
+                lambda: storage.store_stream(place, io.BytesIO(b"some bytes")),
+                lambda: storage.read_checked(place, hashlib.sha256(b"some bytes").hexdigest()),
+            ):
+                flaky.turn(mood)
+                soon = threading.Timer(0.5, flaky.turn, ["well"])
+                soon.start()
+                act()
+                soon.join()
+            assert flaky.refused[mood] >= 2
+
     def test_bucket_that_does_not_exist_is_named_as_that(self, bucket: str) -> None:
         for attempt in (
             lambda: storage.store_stream("s3://no-such-bucket", io.BytesIO(b"x")),
@@ -205,7 +225,7 @@ class TestSettings:
             load_settings({"TETHER_STORAGE_URL": url})
 
     def test_nobody_goes_past_the_url(self) -> None:
-        # `settings.storage_dir` is right for checkpoints alone; with a bucket, bytes kept there would be lost.
+        # With a bucket, bytes kept in that folder would be lost; checkpoints have `settings.checkpoints_dir`.
         root = Path(__file__).parents[3]
         users = {
             path.relative_to(root).as_posix()
@@ -213,7 +233,7 @@ class TestSettings:
             for path in (root / room).rglob("*.py")
             if "storage_dir" in path.read_text(encoding="utf-8")
         }
-        assert users == {"app/settings.py", "worker/context.py"}
+        assert users == {"app/settings.py"}
 
 
 class Broken(io.RawIOBase):

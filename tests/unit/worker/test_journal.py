@@ -39,10 +39,10 @@ from app.work import repository
 from tests.support import add_job, settings_in, tampering
 from tests.unit.app.domain import leaf_examples
 from tests.unit.worker.conftest import MakeSpec
+from worker.assignment import load_assignment, load_fitted
 from worker.context import Context
 from worker.journal import Journal
 from worker.lease import Lease
-from worker.trainer import load_assignment, load_fitted
 from worker.training.loop import Drift
 
 
@@ -142,7 +142,14 @@ def test_a_drift_is_told_when_it_passes_the_limit(context: Context, make_spec: M
 
 
 def begin(journal: Journal) -> None:
-    journal.begin(from_step=0, total_steps=9, checkpoint_sha256=None, environment={}, device="cpu")
+    journal.begin(
+        from_step=0,
+        total_steps=9,
+        checkpoint_sha256=None,
+        environment={},
+        device="cpu",
+        micro_batch_tokens=4096,
+    )
 
 
 def do_step(journal: Journal, step: int) -> None:

@@ -78,6 +78,21 @@ def test_owner_that_was_taken_over_is_told_and_fenced(claimed: tuple[Lease, Data
         lease.move(State.RUNNING)
 
 
+def test_owner_that_leaves_loses_nothing(
+    claimed: tuple[Lease, Database], caplog: pytest.LogCaptureFixture
+) -> None:
+    lease, database = claimed
+    lease.leave()
+    with unit_of_work(database) as session:
+        work = lease.load(session)
+        repository.move(session, work, State.QUEUED)
+    # A heartbeat comes before the stop, and finds that the work is nobody's.
+    lease._threads[0].join(DEADLINE_S)
+    assert not lease._threads[0].is_alive()
+    lease.check()
+    assert "no longer owned" not in caplog.text
+
+
 def test_silence_for_three_quarters_of_the_lease_counts_as_lost(
     claimed: tuple[Lease, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,8 @@ from app.domain.canonical import parse_canonical
 from app.domain.risk_table import row_commitment
 from tests.unit.app.domain.synthetic_job import JOB, make_job
 from tests.unit.worker.conftest import MakeTokenizer
+from worker.measuring import commit_row
 from worker.rows import find_spec, list_rows
-from worker.trainer import commit_row
 from worker.training.data import tokenize_rows
 
 

@@ -8,7 +8,7 @@ import typer
 
 from app.cli.files import read_rows, safe_name
 from app.cli.job_request import read_integrations, read_metadata, read_object, read_safety
-from app.cli.jobs import name_critic
+from app.cli.job_words import name_critic
 from app.cli.watch import EXIT_CODES, exit_code, waits_for_person
 from app.domain.job import TERMINAL, WIRE_STATUS
 

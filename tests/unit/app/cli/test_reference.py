@@ -31,14 +31,14 @@ COMMANDS = dict(commands_below(typer.main.get_command(cli)))
 
 def test_reference_and_command_name_each_other() -> None:
     named = re.findall(
-        r"^\| `tether ([a-z ]+)` \|", REFERENCE.read_text(encoding="utf-8"), flags=re.MULTILINE
+        r"^\| `tether ([a-z -]+)` \|", REFERENCE.read_text(encoding="utf-8"), flags=re.MULTILINE
     )
     assert sorted(named) == sorted(COMMANDS)
 
 
 def test_every_command_in_the_text_exists() -> None:
     text = REFERENCE.read_text(encoding="utf-8")
-    for words in re.findall(r"\btether ((?:[a-z]+ ?)+)", text.replace("`", "\n")):
+    for words in re.findall(r"\btether ((?:[a-z]+(?:-[a-z]+)* ?)+)", text.replace("`", "\n")):
         assert any(words.strip().startswith(name) for name in COMMANDS), words
 
 

@@ -107,7 +107,9 @@ BODIES: dict[str, dict[str, Any]] = {
         "parent": None,
     },
     "job.start/1": ATTEMPT,
+    "job.start/2": ATTEMPT | {"micro_batch_tokens": 4096},
     "job.resume/1": ATTEMPT | {"from_step": 3, "checkpoint_sha256": "3" * 64},
+    "job.resume/2": ATTEMPT | {"from_step": 3, "checkpoint_sha256": "3" * 64, "micro_batch_tokens": 2048},
     "risk.table/1": RISK_TABLE,
     "risk.table/2": RISK_TABLE
     | {
@@ -152,6 +154,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "files": {"adapter.safetensors": "a" * 64},
         "adapter_sha256": None,
     },
+    "ckpt.invalid/1": {"step": 3, "sha256": "3" * 64, "why": "missing"},
     "eval/1": make_body(6),
     "cmd/1": {"command": "cancel", "actor": "key-7"},
     "gate.start/1": {

@@ -132,6 +132,7 @@ def make_run(
         "spec": HYPERPARAMETERS | {"safety": safety},
         "environment": {"python": "3.11.7"},
         "device": "cpu",
+        "micro_batch_tokens": 4096,
     }
     has_anchors = bool(safety["anchors"] or safety["monitor"])
     created = {
@@ -155,7 +156,7 @@ def make_run(
     }
     records = [
         Record("job.created", created, 0, 0, version=4),
-        Record("job.start", start, 1, 1),
+        Record("job.start", start, 1, 1, version=2),
         Record("risk.table", table_body, 1, 1, version=3),
     ]
     if has_anchors:
@@ -170,9 +171,9 @@ def make_run(
     records += [Record("ckpt", checkpoint, 1, 1)]
     saved = copy.copy(trainer)
     records += trainer.run(3, 4, drift=BEYOND, owner=(1, 1))
-    records += [
-        Record("job.resume", start | {"from_step": 2, "checkpoint_sha256": checkpoint["sha256"]}, 2, 3)
-    ]
+    # Memory ran out: it goes on with micro-batches of half the size.
+    resumed = {"from_step": 2, "checkpoint_sha256": checkpoint["sha256"], "micro_batch_tokens": 2048}
+    records += [Record("job.resume", start | resumed, 2, 3, version=2)]
     records += saved.run(3, n_steps, drift=WITHIN, owner=(2, 3))
     published = {
         "step": n_steps,

@@ -9,7 +9,7 @@ import pytest
 from app.domain.bundle import write_bundle
 from app.domain.report import Report
 from app.domain.verify import verify_bundle
-from tests.unit.app.domain.synthetic_job import JOB, SyntheticJob, assert_fails, outcomes
+from tests.unit.app.domain.synthetic_job import JOB, Record, SyntheticJob, assert_fails, outcomes
 from tests.unit.app.domain.synthetic_run import make_run
 
 PUBLISHED = {"job": JOB, "step": 8, "adapter_sha256": "7" * 64}
@@ -82,7 +82,9 @@ def test_a_checkpoint_that_was_thrown_away_is_no_parent(tmp_path: Path) -> None:
     thrown_away = copy.deepcopy(parent.records[parent.find("ckpt")])
     thrown_away.version = 2
     thrown_away.body |= {"step": 4, "adapter_sha256": "8" * 64}
-    parent.records.insert(parent.find("job.resume"), thrown_away)
+    resume = parent.find("job.resume")
+    found = {"step": 4, "sha256": thrown_away.body["sha256"], "why": "changed"}
+    parent.records[resume:resume] = [thrown_away, Record("ckpt.invalid", found, 2, 3)]
     child = make_child({"job": JOB, "step": 4, "adapter_sha256": "8" * 64})
     assert_fails(verify(tmp_path, child, parent), "lineage", None, "no record of that job has")
 

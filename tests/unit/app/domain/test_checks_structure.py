@@ -162,3 +162,81 @@ def test_a_checkpoint_of_superseded_steps_cannot_be_resumed_from(job: SyntheticJ
     job.records[14:] = [again]
     assert run(SyntheticJob(job.records[:14], job.table)).ok
     assert_fails(run(job), "attempts", 14, "no standing record")
+
+
+# --- checkpoints that were lost ---------------------------------------------------------------------------
+
+
+CHECKPOINT = ledger.digest_of({"adapter.safetensors": "b" * 64, "trainer.json": "e" * 64})
+"""What the job was resumed from."""
+
+
+def lose(job: SyntheticJob, *, told: bool = True, version: int = 2) -> SyntheticJob:
+    """Let the job have saved a checkpoint after step 5 too, and go on from that of step 3; `told` says why."""
+    files = {"adapter.safetensors": "9" * 64}
+    newest = {"step": 5, "kind": "interval", "sha256": ledger.digest_of(files), "files": files}
+    at = job.find("job.resume")
+    resume = job.records[at]
+    resume.version = version
+    resume.body.pop("micro_batch_tokens", None)
+    if version > 1:
+        resume.body["micro_batch_tokens"] = 4096
+    body = {"step": 5, "sha256": newest["sha256"], "why": "changed"}
+    lost = [Record("ckpt.invalid", body, resume.attempt, resume.epoch)] if told else []
+    job.records[at:at] = lost
+    job.records.insert(at - 1, Record("ckpt", newest, 1, 1))
+    return job
+
+
+def attempts_of(job: SyntheticJob) -> str:
+    return next(check.detail for check in run(job).checks if check.name == "attempts")
+
+
+def test_an_older_checkpoint_may_be_gone_on_from_where_the_record_says_why(job: SyntheticJob) -> None:
+    lose(job)
+    assert run(job).ok
+    assert attempts_of(job) == "steps 1 to 6 each count once; 1 resume, 2 superseded steps"
+
+
+def test_a_step_back_that_no_record_explains_fails(job: SyntheticJob) -> None:
+    lose(job, told=False)
+    assert_fails(run(job), "attempts", 11, "the checkpoint of step 5 stands, and no record says")
+
+
+def test_of_a_version_that_did_not_record_it_a_step_back_is_named(job: SyntheticJob) -> None:
+    lose(job, told=False, version=1)
+    assert run(job).ok
+    assert (
+        "from an older checkpoint than the newest, and no record says why: the resume at 11"
+        in attempts_of(job)
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "first_bad", "detail"),
+    [
+        (lambda lost: lost.body.update(sha256="0" * 64), 11, "no standing record names"),
+        (lambda lost: lost.body.update(step=4), 11, "no standing record names"),
+        (lambda lost: lost.body.update(step=3, sha256=CHECKPOINT), 12, "which it has found invalid"),
+    ],
+)
+def test_a_lost_checkpoint_that_does_not_join_up_fails(
+    job: SyntheticJob, damage: Callable[[Record], object], first_bad: int, detail: str
+) -> None:
+    lose(job)
+    damage(job.records[job.find("ckpt.invalid")])
+    assert_fails(run(job), "attempts", first_bad, detail)
+
+
+def test_a_checkpoint_is_not_found_lost_within_an_attempt(job: SyntheticJob) -> None:
+    lose(job)
+    late = copy.deepcopy(job.records[job.find("ckpt.invalid")])
+    late.body.update(step=3, sha256=CHECKPOINT)
+    job.records.insert(job.find("job.resume") + 1, late)
+    assert_fails(run(job), "attempts", 13, "before an attempt goes on from another, not within it")
+
+
+def test_another_environment_than_the_starts_is_named(job: SyntheticJob) -> None:
+    job.records[job.find("job.resume")].body["environment"] = {"python": "3.11.7", "torch": "2.11.0+cpu"}
+    assert run(job).ok
+    assert "in another environment than the start's" in attempts_of(job)

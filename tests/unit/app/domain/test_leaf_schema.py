@@ -32,6 +32,8 @@ FOURTH = ("job.created/4", "risk.table/3")
 PROVEN = ("adapter.published/2",)
 GATED = ("gate.start/1", "gate/1")
 EVALUATED = ("eval/1",)
+SPLIT = ("job.start/2", "job.resume/2")
+LOST = ("ckpt.invalid/1",)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,10 @@ EVALUATED = ("eval/1",)
         (THIRD, "3f4af354566ca9a6e9ac4ffa34690c1695511ce12d09e8c8a8fe9fef01fb7519"),
         (FOURTH, "026614959ad1c5058605dd23737b7217658ef8fd91d2ab01e6fe06cf07ef1dba"),
         (PROVEN, "56ae18727c7393dfc07b6e83468dbc22ddee27c286a67a5d53ba8751097f9d2b"),
+        (SPLIT, "525f5219fb30964d88c361fe951a815e2ee7e0b81801672f6e15f62b44897e61"),
         (EVALUATED, "7a5ce3981971bae068b952a74d8e07105236bc67cefbaf02a430cbb233657041"),
         (GATED, "2a339793d097ebb566efd8547587ecfc1cfe6a521505671602c667a4a8f8a298"),
+        (LOST, "514c3a5fabf7195e6c54f60ad95b65ead3d15bf4b7f7fbc4cbaa749dff1333d7"),
     ],
 )
 def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], expected: str) -> None:
@@ -53,9 +57,10 @@ def test_the_fields_of_every_type_are_these_for_ever(kinds: tuple[str, ...], exp
 
 
 def test_every_type_has_its_fields_pinned() -> None:
-    assert {f"tether.{kind}" for kind in FIRST + SECOND + THIRD + FOURTH + PROVEN + GATED + EVALUATED} == set(
-        leaf_schema.BODIES
-    )
+    assert {
+        f"tether.{kind}"
+        for kind in FIRST + SECOND + THIRD + FOURTH + PROVEN + GATED + EVALUATED + SPLIT + LOST
+    } == set(leaf_schema.BODIES)
 
 
 @pytest.mark.parametrize("kind", BODIES)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, select, text, update
 
 from app.audit.repository import append_leaf
 from app.audit.service import build_evidence, prove_heads
@@ -326,6 +326,26 @@ class TestRefusing:
         with pytest.raises(NotaryRefuses, match="the database has none"):
             Notary(other, settings)
         other.engine.dispose()
+
+    def test_a_refusal_that_could_not_be_noted_is_noted_later(
+        self,
+        database: Database,
+        settings: Settings,
+        signed: list[str],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(service, "POLL_S", 0.01)
+        monkeypatch.setattr(service, "AFTER_REFUSAL_S", 0.01)
+        with tampering(database) as session:
+            session.execute(delete(LogLeaf).where(LogLeaf.index == 2))
+            session.execute(text("ALTER TABLE notary_refusals RENAME TO away"))
+        with running(database, settings):
+            wait_until(lambda: "could not be noted" in caplog.text)
+            with unit_of_work(database) as session:
+                session.execute(text("ALTER TABLE away RENAME TO notary_refusals"))
+            wait_until(lambda: refusal_of(database) is not None)
+        assert caplog.text.count("the notary signs nothing") == 1, "it is said once"
 
     def test_the_loop_signs_nothing_and_goes_on_after_a_fork(
         self,

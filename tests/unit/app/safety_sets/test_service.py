@@ -2,10 +2,8 @@
 
 import io
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -72,11 +70,6 @@ class TestAddMissingSet:
 
 
 class TestGenericAnchors:
-    def test_they_are_installed_with_the_package(self) -> None:
-        project = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text(encoding="utf-8"))
-        patterns = project["tool"]["setuptools"]["package-data"]["*"]
-        assert any(fnmatch(GENERIC_ANCHORS.name, pattern) for pattern in patterns)
-
     def test_they_are_many_different_short_requests(self) -> None:
         with GENERIC_ANCHORS.open("rb") as file:
             rows = [json.loads(line) for line in read_lines(file)]

@@ -5,6 +5,7 @@ import torch
 
 from app.domain.canary import distance
 from app.errors import JobFailure
+from worker.training.adapter import build_adapter_zip, export_adapter
 from worker.training.canary import (
     canary_ids,
     check_reloaded,
@@ -13,7 +14,6 @@ from worker.training.canary import (
     reload_canary,
     token_log_probs,
 )
-from worker.training.checkpoint import build_adapter_zip, export_adapter
 from worker.training.models import add_adapter, trainable_parameters
 
 

@@ -1,31 +1,29 @@
-"""Checkpoints on disk, each way to damage one, and the exported adapter."""
+"""Checkpoints on disk, and each way to damage one."""
 
+import errno
 import json
+import os
 import random
+import resource
 import shutil
-import warnings
-import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoTokenizer
 
 from app.domain.control_law import MonitorState
-from app.errors import JobFailure
+from app.errors import StorageFull
 from worker.training import checkpoint as module
 from worker.training.checkpoint import (
     CheckpointDamaged,
     TrainerState,
-    build_adapter_zip,
-    export_adapter,
-    load_adapter_zip,
     load_checkpoint,
     restore,
     save_checkpoint,
 )
-from worker.training.models import add_adapter, load_base, trainable_parameters
+from worker.training.models import trainable_parameters
 
 STATE = TrainerState(
     12, 7, "ab" * 32, MonitorState(floor=0.2, anchor_factor=4.0), 0.1, {3: 0.75, 0: 1.0}, (11, 12)
@@ -133,15 +131,53 @@ def test_an_adapter_of_another_shape_is_refused(saved, make_model):
         restore(load_checkpoint(saved.path), model, optimizer_of(model))
 
 
-@pytest.mark.parametrize("failing", ["_write_durably", "_sync_folder", "_rename_unless_there"])
+@pytest.mark.parametrize("failing", ["_write_durably", "sync_folder", "_rename_unless_there"])
 def test_a_save_that_fails_leaves_nothing(trained, tmp_path, monkeypatch, failing):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, failing, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFull, match=r"after step 12, of \d+ bytes, does not fit .*No space left"):
         save_checkpoint(tmp_path / "checkpoints", *trained, STATE)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(saved, trained):
+    """The kernel refuses larger files, as a full disk does."""
+    folder, soft = saved.path.parent, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, soft[1]))
+    try:
+        with pytest.raises(StorageFull, match=r"after step 13, of \d+ bytes, does not fit"):
+            save_checkpoint(folder, *trained, replace(STATE, step=13))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert [path.name for path in folder.iterdir()] == [saved.path.name]
+    assert load_checkpoint(saved.path).info == saved
+
+
+def test_what_would_be_left_is_asked_for_before_the_first_byte(saved, trained):
+    free = shutil.disk_usage(saved.path).free
+    with pytest.raises(StorageFull, match=r"has \d+ bytes free, \d+ too few: \d+ are needed"):
+        save_checkpoint(saved.path.parent, *trained, replace(STATE, step=13), reserve_bytes=2 * free)
+    assert [path.name for path in saved.path.parent.iterdir()] == [saved.path.name]
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_damage_and_one_that_may_not_be_read_is_none(
+    saved, monkeypatch
+):
+    def fail_with(number):
+        def fail(_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "read_bytes", fail)
+
+    fail_with(errno.EIO)
+    with pytest.raises(CheckpointDamaged, match="not given back by the disk") as caught:
+        load_checkpoint(saved.path)
+    assert caught.value.why == "unreadable"
+    fail_with(errno.ESTALE)
+    with pytest.raises(OSError, match="Stale"):
+        load_checkpoint(saved.path)
 
 
 def test_the_error_crosses_processes():
@@ -149,96 +185,3 @@ def test_the_error_crosses_processes():
 
     error = CheckpointDamaged("changed")
     assert pickle.loads(pickle.dumps(error)).code == "checkpoint_damaged"  # noqa: S301
-
-
-class TestExport:
-    @pytest.fixture
-    def base(self, tmp_path, make_base, make_tokenizer):
-        make_base().save_pretrained(tmp_path / "secret-base")
-        make_tokenizer("marked").save_pretrained(tmp_path / "secret-base")
-        return tmp_path / "secret-base"
-
-    @pytest.fixture
-    def exported(self, trained, base, tmp_path):
-        _, tokenizer = load_base(base, device=torch.device("cpu"))
-        export_adapter(
-            trained[0], tokenizer, tmp_path / "adapter", base_name="tiny-llama", base_digest="d1ge57"
-        )
-        return tmp_path / "adapter"
-
-    def test_peft_loads_it_with_equal_logits(self, exported, trained, base):
-        model, _ = load_base(base, device=torch.device("cpu"))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            loaded = PeftModel.from_pretrained(model, exported)
-        assert torch.equal(loaded(TOKENS).logits, trained[0](TOKENS).logits)
-
-    def test_the_configuration_is_portable(self, exported):
-        config = json.loads((exported / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == "tiny-llama"
-        assert config["revision"] is None
-        assert config["inference_mode"] is True
-        assert config["bias"] == "none"
-        assert config["modules_to_save"] is None
-        assert config["target_modules"] == [
-            "down_proj",
-            "gate_proj",
-            "k_proj",
-            "o_proj",
-            "q_proj",
-            "up_proj",
-            "v_proj",
-        ]
-
-    def test_it_brings_tokenizer_template_and_card_and_names_no_folder(self, exported, make_tokenizer):
-        tokenizer = AutoTokenizer.from_pretrained(exported)
-        assert tokenizer.chat_template == make_tokenizer("marked").chat_template
-        assert (exported / "chat_template.jinja").is_file()
-        card = (exported / "README.md").read_text()
-        assert "base_model: tiny-llama" in card
-        assert "d1ge57" in card
-        assert "unprotected" not in card
-        for path in exported.iterdir():
-            assert b"secret-base" not in path.read_bytes(), path.name
-
-    def test_the_card_of_an_unprotected_adapter_says_so(self, trained, make_tokenizer, tmp_path):
-        names = {"base_name": "tiny-llama", "base_digest": "d1ge57"}
-        export_adapter(trained[0], make_tokenizer(), tmp_path / "out", method="none", **names)
-        assert "**unprotected**" in (tmp_path / "out" / "README.md").read_text()
-        export_adapter(trained[0], make_tokenizer(), tmp_path / "out", method="adaptive_kl", **names)
-        assert "Safety method: `adaptive_kl`" in (tmp_path / "out" / "README.md").read_text()
-
-    def test_the_zip_is_deterministic(self, exported, trained, base, tmp_path):
-        digest = build_adapter_zip(exported, tmp_path / "one.zip")
-        shutil.rmtree(exported)
-        _, tokenizer = load_base(base, device=torch.device("cpu"))
-        export_adapter(trained[0], tokenizer, exported, base_name="tiny-llama", base_digest="d1ge57")
-        assert build_adapter_zip(exported, tmp_path / "two.zip") == digest
-        with zipfile.ZipFile(tmp_path / "two.zip") as archive:
-            assert archive.testzip() is None
-            assert sorted(path.name for path in exported.iterdir()) == archive.namelist()
-
-    def test_it_goes_into_a_fresh_model_bit_for_bit(self, exported, trained, make_model, tmp_path):
-        build_adapter_zip(exported, tmp_path / "out.zip")
-        fresh = make_model()
-        load_adapter_zip((tmp_path / "out.zip").read_bytes(), fresh)
-        expected = trainable_parameters(trained[0])
-        for name, value in trainable_parameters(fresh).items():
-            assert torch.equal(value, expected[name])
-            assert value.requires_grad
-
-    @pytest.mark.parametrize(
-        ("change", "says"),
-        [({"lora_r": 2}, "its r is"), ({"lora_alpha": 64}, "its lora_alpha is")],
-    )
-    def test_it_does_not_go_into_another_shape(self, exported, make_base, make_spec, tmp_path, change, says):
-        build_adapter_zip(exported, tmp_path / "out.zip")
-        other = add_adapter(make_base(torch.float32), make_spec(**change), seed=3)
-        with pytest.raises(JobFailure, match=says) as found:
-            load_adapter_zip((tmp_path / "out.zip").read_bytes(), other)
-        assert (found.value.code, found.value.param) == ("parent_unfit", "model")
-
-    def test_it_does_not_go_into_a_model_of_other_layers(self, exported, make_model, tmp_path):
-        build_adapter_zip(exported, tmp_path / "out.zip")
-        with pytest.raises(JobFailure, match="other names, shapes or types"):
-            load_adapter_zip((tmp_path / "out.zip").read_bytes(), make_model(num_hidden_layers=1))

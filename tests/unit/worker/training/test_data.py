@@ -175,6 +175,20 @@ class TestOverlength:
         with pytest.raises(JobFailure, match=r"row 1 \(line 2\): the row has 122 tokens.*\(60\)"):
             self.tokenize(make_tokenizer, "error")
 
+    def test_who_waits_hears_of_every_row_and_may_end_it(self, make_tokenizer):
+        heard = []
+
+        def hear():
+            heard.append(len(heard))
+            if len(heard) == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            tokenize_rows(
+                make_tokenizer("qwen"), self.rows, max_seq_length=60, overlength="drop", on_progress=hear
+            )
+        assert heard == [0, 1]
+
     def test_drop(self, make_tokenizer):
         data = self.tokenize(make_tokenizer, "drop")
         assert [row.index for row in data.rows] == [0]

@@ -16,7 +16,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from worker.training.checkpoint import export_adapter, load_checkpoint
+from worker.training.adapter import export_adapter
+from worker.training.checkpoint import load_checkpoint
 from worker.training.data import tokenize_rows
 from worker.training.loop import fit
 from worker.training.models import (

@@ -66,7 +66,7 @@ def test_load_base_runs_no_code_of_the_folder(base_folder):
     config["auto_map"] = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
     (base_folder / "config.json").write_text(json.dumps(config))
     (base_folder / "mine.py").write_text("raise SystemExit('the code was run')")
-    with pytest.raises(InvalidBaseModel, match="could not be loaded"):
+    with pytest.raises(InvalidBaseModel, match="auto_map: this key makes the loader run code"):
         load_base(base_folder, device=CPU)
 
 

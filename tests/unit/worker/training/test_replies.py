@@ -53,15 +53,14 @@ def end_that_occurs(base):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("drift", [0.0, 0.3])
-def test_replies_are_the_references_greedy_ones(
-    make_model, make_base, tokenizer, monkeypatch, batch_size, drift
-):
-    monkeypatch.setattr(replies, "BATCH_SIZE", batch_size)
+def test_replies_are_the_references_greedy_ones(make_model, make_base, tokenizer, batch_size, drift):
     base, model = make_base(torch.float64), make_model(torch.float64, drift=drift)
     end = end_that_occurs(base)
     end_with(tokenizer, model, end)
     heard = []
-    rows = reply_to(model, tokenizer, PROMPTS, max_seq_length=64, on_progress=heard.append)
+    rows = reply_to(
+        model, tokenizer, PROMPTS, max_seq_length=64, batch_size=batch_size, on_progress=heard.append
+    )
     expected = [greedy(base, prompt.input_ids, 12, {end}) for prompt in PROMPTS]
     assert [row.input_ids for row in rows] == expected
     assert [row.index for row in rows] == [4, 0, 9, 2]
@@ -120,9 +119,9 @@ def test_no_more_is_generated_than_fits(make_base, tokenizer, monkeypatch, room,
     asked = []
     generate = replies.generate_tokens
 
-    def counted(*arguments, max_new_tokens):
+    def counted(*arguments, max_new_tokens, **others):
         asked.append(max_new_tokens)
-        return generate(*arguments, max_new_tokens=max_new_tokens)
+        return generate(*arguments, max_new_tokens=max_new_tokens, **others)
 
     monkeypatch.setattr(replies, "generate_tokens", counted)
     shortest = min(len(prompt.input_ids) for prompt in PROMPTS)
