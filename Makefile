@@ -1,6 +1,8 @@
 # make demo    the main job, end to end, on this machine
 # make test    the tests
+# make soak    ten minutes of jobs while everything around them fails; MINUTES=480 for a night, SEED=number, OUT=folder
 # make check   lint and types
+# make faults  processes killed, servers restarted, connections cut, disks full; SEED=number repeats a run's choices
 # make serve   the service in the foreground; HOME_DIR=folder and PORT=number to choose
 # make bench   how fast training is, against other trainers, how fast the service is, and the ledger; QUICK=1 for four minutes
 # make verifier  dist/tether-verify.pyz, the offline verifier as one file that needs Python and cryptography alone
@@ -18,7 +20,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check serve bench verifier prove conformance clean
+.PHONY: setup demo test faults soak check serve bench verifier prove conformance clean
 
 setup: .venv/complete
 
@@ -35,6 +37,14 @@ demo: setup
 # Two processes share the tests by files; one thread each, so that they leave each other a core.
 test: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+faults: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(if $(SEED),TETHER_TEST_FAULTS_SEED=$(SEED)) \
+		$(BIN)/python -m pytest tests/faults --faults --numprocesses 2 --dist loadfile
+
+soak: setup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.soak \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
 
 check: setup
 	$(BIN)/ruff check .

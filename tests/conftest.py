@@ -13,6 +13,13 @@ from tests.support import database_on
 POSTGRESQL = os.environ.get("TETHER_TEST_DATABASE_URL")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what chooses between the fault suite and its short form."""
+    parser.addoption(
+        "--faults", action="store_true", help="run the whole fault suite, not its short form alone"
+    )
+
+
 def _find_redis() -> str | None:
     """Return the Redis to use. Of several processes that share the tests, each takes a database of its own."""
     url = os.environ.get("TETHER_TEST_REDIS_URL")
