@@ -8,6 +8,7 @@
 # make verifier  dist/tether-verify.pyz, the offline verifier as one file that needs Python and cryptography alone
 # make prove   every attack against every method, over many seeds; QUICK=1 for three minutes, FULL=1 for everything
 # make conformance   openai clients of three generations, curl and generated requests against a server
+# make screenshots   the pictures of docs/dashboard.md, by a browser on a service with real jobs
 # make setup   .venv with everything in it; TORCH_INDEX=url chooses another build of torch
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test faults soak check serve bench verifier prove conformance clean
+.PHONY: setup demo test faults soak check serve bench verifier prove conformance screenshots clean
 
 setup: .venv/complete
 
@@ -68,6 +69,9 @@ prove: setup
 
 conformance: setup
 	$(BIN)/python -m tests.conformance
+
+screenshots: setup
+	$(BIN)/python -m tests.e2e.dashboard.screenshots docs/dashboard
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache demo-output dist

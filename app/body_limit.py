@@ -9,12 +9,14 @@ from collections.abc import Callable
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import authenticate
 from app.database import DATABASE_AWAY
 from app.errors import PayloadTooLarge, TetherError
+from app.sessions import read_authorization
 from app.uploads.service import MAX_PART_BYTES
 
 FORM_BYTES = 64 * 1024
@@ -50,7 +52,7 @@ class BodyLimit:
                 database = scope["app"].state.database
                 # Where the database is away, the application says so in its own words.
                 with contextlib.suppress(*DATABASE_AWAY):
-                    await run_in_threadpool(authenticate, database, headers.get("authorization"))
+                    await run_in_threadpool(authenticate, database, read_authorization(Request(scope)))
         except TetherError as error:
             await self.refuse(error)(scope, receive, send)
             return

@@ -25,7 +25,7 @@ def answer(
 ) -> Response:
     """Return the reply, or 304 without making it where the client has it already."""
     # A copy is kept by nobody but who asked, and is never used without asking again.
-    headers = {"etag": etag, "cache-control": "private, no-cache", "vary": "authorization", **headers}
+    headers = {"etag": etag, "cache-control": "private, no-cache", "vary": "authorization, cookie", **headers}
     known = [each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")]
     if etag in known or "*" in known:
         return Response(status_code=304, headers=headers)

@@ -18,6 +18,7 @@ from app.errors import RateLimited
 from app.jobs.waker import Waker
 from app.logs import add_fields
 from app.rate_limits import RateLimiter, format_duration
+from app.sessions import read_authorization
 from app.settings import Settings
 
 
@@ -55,7 +56,7 @@ class Bearer(SecurityBase):
     async def __call__(self, request: Request) -> Caller:
         """Return the caller as the database knows them before the endpoint begins, and count the request."""
         state = request.app.state
-        digest = read_digest(request.headers.get("authorization"))
+        digest = read_digest(read_authorization(request))
         caller, use_is_due = admit(await state.callers.get(digest))
         if use_is_due:
             await run_in_threadpool(write_use_down, state.database, caller.key_id)

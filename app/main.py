@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from app.base_models import endpoints as base_models
 from app.body_limit import BodyLimit
 from app.conditional import ReplyCache
 from app.critics import endpoints as critics
+from app.dashboard.endpoints import add_dashboard
 from app.database import DATABASE_AWAY, Database, open_engine
 from app.domain.safety_policy import load_policy
 from app.errors import DatabaseUnavailable, InvalidRequest, NotFound, RateLimited, TetherError
@@ -101,6 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(part.router)
     app.include_router(unsupported)
     add_api_page(app)
+    add_dashboard(app)
     check_routes(app)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes, refuse=_reply)
     app.add_middleware(RequestId)
@@ -144,6 +146,7 @@ class RequestId:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", str(elapsed_ms).encode()),
                     *scope["state"].get("reply_headers", ()),
+                    *_keep_private(scope["path"], message.get("headers", [])),
                 ]
             await send(message)
 
@@ -151,6 +154,17 @@ class RequestId:
             await self.app(scope, receive, send_with_headers)
         finally:
             _note_request(scope, status, time.monotonic() - started, answered_s)
+
+
+def _keep_private(path: str, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield what keeps others from storing a reply to one key, where the reply says nothing of that itself.
+
+    A request with an Authorization header is stored by nobody in between; one with a session's cookie would be.
+    """
+    said = {name for name, _ in headers}
+    if path.startswith(("/v1/", "/dashboard/session")) and b"cache-control" not in said:
+        yield b"cache-control", b"private, no-store"
+        yield b"vary", b"authorization, cookie"
 
 
 def _note_request(scope: Scope, status: int, ended_s: float, answered_s: float | None) -> None:

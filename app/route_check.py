@@ -13,8 +13,20 @@ from app.dependencies import Needs
 from app.domain.scopes import Scope
 from app.errors import ConfigurationError
 
-PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
-"""Paths that need no key."""
+PUBLIC = frozenset(
+    {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/",
+        "/dashboard/static",
+        "/dashboard/static/charts",
+        "/dashboard/vega.js",
+        "/dashboard/session",
+    }
+)
+"""Paths that need no key. The dashboard's session looks at the key itself."""
 UNNOTED = "tether.unnoted"
 """In the scope of a request that nobody sent: it is neither counted nor logged."""
 

@@ -59,6 +59,7 @@ class File(Reply):
     purpose: str
     status: Literal["uploaded", "processed", "error"]
     status_details: str | None
+    rows: int | None
 
 
 class Deleted(Reply):
@@ -129,6 +130,7 @@ class FineTuningJob(Reply):
     id: str
     object: Literal["fine_tuning.job"]
     created_at: int
+    created_by: str | None
     error: JobError | None
     estimated_finish: int | None
     fine_tuned_model: str | None
@@ -141,6 +143,7 @@ class FineTuningJob(Reply):
     organization_id: str
     result_files: list[str]
     seed: int
+    suffix: str | None
     status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
     trained_tokens: int | None
     training_file: str
@@ -188,8 +191,25 @@ class StepRecord(Reply):
     step: int
 
 
+class JobExample(Reply):
+    """A row that a job learns from. `text` is there for a key that may read files, and null where the file is not."""
+
+    object: Literal["fine_tuning.job.example"]
+    row: int
+    risk: float | None
+    status: str
+    treatment: str
+    alpha: float | None
+    beta: float | None
+    times_seen: int | None
+    text: str | None = None
+
+
 class RiskCurve(Reply):
-    """The risk of every step and what was done about it; `columns` names the values of each row."""
+    """The risk of every step and what was done about it; `columns` names the values of each row.
+
+    `marks` are what else happened: `{"step", "kind", "label"}`, `kind` being checkpoint, pause or policy.
+    """
 
     object: Literal["risk_curve"]
     job: str
@@ -197,15 +217,17 @@ class RiskCurve(Reply):
     columns: list[str]
     rows: list[list[float | None]]
     total_steps: int | None
+    marks: list[dict[str, Any]]
 
 
 class Model(Reply):
-    """A base model, a fine-tuned model, or a checkpoint of one."""
+    """A base model, a fine-tuned model, or a checkpoint of one; only the latter two have a `base_model`."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    base_model: str | None
 
 
 class Critic(Reply):
@@ -373,6 +395,26 @@ class Policy(Reply):
     policy: dict[str, Any]
 
 
+class PresetUnderPolicy(Reply):
+    """What the name of a preset stands for, and the first thing about it that the policy refuses."""
+
+    safety: dict[str, Any]
+    protected: bool
+    refused: Error | None
+
+
+class PolicyInForce(Reply):
+    """The policy that a new job of the project is held to; `id` is null where it is the installation's."""
+
+    object: Literal["policy_in_force"]
+    id: str | None
+    name: str
+    version: int
+    sha256: str
+    policy: dict[str, Any]
+    presets: dict[str, PresetUnderPolicy]
+
+
 class Report(Reply):
     """A report on a dataset, or the estimate of a job; while the status is running, it is not there yet (202)."""
 
@@ -414,9 +456,11 @@ OBJECTS: dict[str, type[Reply]] = {
     "create_policy": Policy,
     "retrieve_policy": Policy,
     "list_policies": ListOf[Policy],
+    "retrieve_policy_in_force": PolicyInForce,
     "list_events": ListOf[JobEvent],
     "list_checkpoints": ListOf[JobCheckpoint],
     "list_steps": ListOf[StepRecord],
+    "list_examples": ListOf[JobExample],
     "retrieve_risk": RiskCurve,
     "list_models": ListOf[Model],
     "retrieve_model": Model,

@@ -11,7 +11,8 @@ from app.cli.output import Json, print_json, print_line, print_list, show_time
 PATH = "policies"
 
 group = typer.Typer(
-    no_args_is_help=True, help="Safety policies of a server: what jobs must hold. For operators."
+    no_args_is_help=True,
+    help="Safety policies of a server: what jobs must hold. All but in-force are for operators.",
 )
 PolicyId = Annotated[
     str, typer.Argument(metavar="POLICY", help="Id of the policy, as `tether policies list` shows it.")
@@ -38,7 +39,7 @@ def list_policies(
                 each["id"],
                 each["name"],
                 each["version"],
-                describe_gate(each["policy"].get("gate")),
+                describe_limits(each["policy"].get("gate")),
                 each["sha256"][:12],
                 show_time(each["created_at"]),
             )
@@ -58,6 +59,22 @@ def get_policy(policy_id: PolicyId, url: Url = DEFAULT_URL, key: Key = None, as_
         return
     for line in found["content"].splitlines():
         print_line(line)
+
+
+@group.command("in-force")
+def show_policy_in_force(url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False) -> None:
+    """Print the policy that new jobs of the key's project are held to, and which presets it refuses."""
+    with connect(url, key) as server:
+        found = server.get(PATH, "in_force")
+    if as_json:
+        print_json(found)
+        return
+    whose = found["id"] or "the installation's"
+    print_line(f"{found['name']} version {found['version']} ({whose}), SHA-256 {found['sha256']}")
+    print_line(f"gate: {describe_limits(found['policy'].get('gate')) or 'none'}")
+    for name, preset in found["presets"].items():
+        verdict = f"refused: {preset['refused']['message']}" if preset["refused"] else "allowed"
+        print_line(f"preset {name}: {verdict}{'' if preset['protected'] else ' (unprotected)'}")
 
 
 @group.command("put")
@@ -108,7 +125,7 @@ def assign_policy(
         print_line(f"{project} ({changed['name']}) has {held} from now on")
 
 
-def describe_gate(gate: dict[str, Any] | None) -> str | None:
+def describe_limits(gate: dict[str, Any] | None) -> str | None:
     """Return the limits of a gate in a line; None without one."""
     if gate is None:
         return None

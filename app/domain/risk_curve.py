@@ -10,6 +10,7 @@ parsing a hundred thousand records. A packed piece ends with what the next one g
 import csv
 import io
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ Cell = int | float | str | None
 Row = list[Cell]
 Number = int | float | None
 
+_STEP = COLUMNS.index("step")
 _RISK_MAX = COLUMNS.index("risk_max")
 _LOSS = COLUMNS.index("loss")
 
@@ -96,19 +98,30 @@ def pack_steps(records: Iterable[Mapping[str, Any]], before: bytes | None) -> by
 
 
 def build_packed_curve(
-    pieces: Sequence[bytes], records: Iterable[Mapping[str, Any]], max_points: int
+    pieces: Sequence[bytes],
+    records: Iterable[Mapping[str, Any]],
+    max_points: int,
+    *,
+    from_step: int | None = None,
+    to_step: int | None = None,
 ) -> dict[str, Any]:
     """Return the curve of packed pieces and of the records after them, with at most `max_points` rows.
 
-    They are the rows that `downsample` keeps of `build_curve`; the others are never made.
+    They are the rows that `downsample` keeps of `build_curve`; the others are never made. `from_step` and `to_step`, both
+    of them included, leave out the steps before and after, so that a part is seen more closely than the whole.
     """
     packed = [*pieces, pack_steps(records, pieces[-1] if pieces else None)]
     heights = _packed_heights(packed, _RISK_MAX)
     if all(height == -float("inf") for height in heights):
         heights = _packed_heights(packed, _LOSS)
-    count = len(heights)
-    kept = range(count) if count <= max_points else _choose(heights, max_points)
-    return {"columns": list(COLUMNS), "rows": _unpack_rows(packed, kept)}
+    start, stop = 0, len(heights)
+    if from_step is not None or to_step is not None:
+        steps = _packed_heights(packed, _STEP)
+        start = 0 if from_step is None else bisect_left(steps, from_step)
+        stop = stop if to_step is None else bisect_right(steps, to_step)
+    inside = heights[start:stop]
+    kept = range(len(inside)) if len(inside) <= max_points else _choose(inside, max_points)
+    return {"columns": list(COLUMNS), "rows": _unpack_rows(packed, [start + at for at in kept])}
 
 
 def _unpack_carry(piece: bytes) -> Carry:

@@ -21,4 +21,5 @@ def file_to_wire(file: File) -> dict[str, Any]:
         "format": file.format,
         "read_as": FORMATS[file.format].read_as if file.format else None,
         "derived_from": file.derived_from,
+        "rows": file.rows,
     }

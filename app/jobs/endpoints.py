@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app.audit.service import build_evidence
 from app.auth import Caller
 from app.base_models.weights import find_adapter
+from app.charts.render import render_curve
 from app.conditional import ReplyCache, answer, encode, etag_of
 from app.database import read_only
 from app.dependencies import (
@@ -25,16 +26,17 @@ from app.dependencies import (
     WakerDep,
     needs,
 )
+from app.domain.job import State
 from app.domain.risk_curve import build_packed_curve, to_csv
 from app.domain.scopes import Scope
 from app.downloads import send_stored
 from app.errors import InvalidRequest
 from app.evaluations.repository import find_results
 from app.evidence.documents import build_documents
+from app.files.repository import get_file
 from app.idempotency import AttemptDep, once
 from app.integrations.service import check_integrations, start_exports
-from app.jobs import approval, repository, service
-from app.jobs.charts import render_curve
+from app.jobs import approval, examples, repository, service
 from app.jobs.live import Reply, find_start
 from app.jobs.schemas import (
     Decision,
@@ -59,6 +61,7 @@ After = Annotated[str | None, Query()]
 Limit = Annotated[int, Query(ge=1, le=100)]
 IfNoneMatch = Annotated[str | None, Header()]
 Wait = Annotated[float, Query(ge=0, le=60)]
+StepNumber = Annotated[int, Query(ge=0, lt=2**63)]
 CURVE_TYPES = {"json": "application/json", "csv": "text/csv", "png": "image/png", "svg": "image/svg+xml"}
 _METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 ATTACHMENT = {"x-content-type-options": "nosniff"}
@@ -93,8 +96,12 @@ def list_jobs(
     after: After = None,
     limit: Limit = 20,
     metadata: Literal["null"] | None = None,
+    state: Annotated[list[State], Query()] = [],  # noqa: B006 - FastAPI gives each request a list of its own.
 ) -> dict[str, Any]:
-    """List jobs, newest first; `metadata[key]=value` filters, and `metadata=null` keeps those that have none."""
+    """List jobs, newest first; `metadata[key]=value` filters, and `metadata=null` keeps those that have none.
+
+    `state` keeps those in one of these finer states, as `safety.state` has it.
+    """
     jobs = repository.list_jobs(
         session,
         caller.project_id,
@@ -102,6 +109,7 @@ def list_jobs(
         limit=limit,
         metadata=_read_metadata(request),
         without_metadata=metadata is not None,
+        states=state,
     )
     return build_page([job_to_wire(job, service.get_job_critics(session, job)) for job in jobs], limit)
 
@@ -193,11 +201,16 @@ def reject_job(caller: CallerDep, session: SessionDep, job_id: str, body: Decisi
 
 @router.get("/{job_id}/events", dependencies=[needs(Scope.JOBS_READ)])
 def list_events(
-    caller: CallerDep, session: ReadSessionDep, job_id: str, after: After = None, limit: Limit = 20
+    caller: CallerDep,
+    session: ReadSessionDep,
+    job_id: str,
+    after: After = None,
+    limit: Limit = 20,
+    type: Literal["message", "metrics"] | None = None,
 ) -> dict[str, Any]:
-    """List a job's events, newest first."""
+    """List a job's events, newest first; with `type`, those that are messages or those with the numbers of a step."""
     job = service.get_job(session, caller.project_id, job_id)
-    events = repository.list_events(session, job, after=after, limit=limit)
+    events = repository.list_events(session, job, after=after, limit=limit, type=type)
     return build_page([event_to_wire(event) for event in events], limit)
 
 
@@ -229,6 +242,28 @@ def list_steps(
     return {"object": "list", "data": data, "has_more": len(steps) > limit}
 
 
+@router.get("/{job_id}/examples", dependencies=[needs(Scope.JOBS_READ)])
+def list_examples(
+    caller: CallerDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    job_id: str,
+    sort: examples.Sort = "risk",
+    after: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+    limit: Limit = 20,
+) -> dict[str, Any]:
+    """List the rows that a job learns from, the riskiest first; their texts only for a key that may read files."""
+    with read_only(database) as session:
+        job = service.get_job(session, caller.project_id, job_id)
+        found = examples.list_examples(session, job, sort=sort, after=after, limit=limit)
+        file = get_file(session, job.project_id, job.training_file)
+    data = found[:limit]
+    if Scope.FILES_READ in caller.scopes:
+        # A large file takes a while, and no connection to the database waits for it.
+        examples.add_texts(settings.storage, None if file is None else file.sha256, data)
+    return {"object": "list", "data": data, "has_more": len(found) > limit}
+
+
 @router.get("/{job_id}/risk", dependencies=[needs(Scope.JOBS_READ)])
 async def retrieve_risk(
     request: Request,
@@ -237,11 +272,16 @@ async def retrieve_risk(
     waker: WakerDep,
     job_id: str,
     max_points: Annotated[int, Query(ge=4, le=20000)] = 2000,
+    from_step: StepNumber | None = None,
+    to_step: StepNumber | None = None,
     format: Literal["json", "csv", "png", "svg"] = "json",
     if_none_match: IfNoneMatch = None,
     wait: Wait = 0,
 ) -> Response:
-    """Return the risk curve, down-sampled with its extremes kept; ETag and `wait` are as a job's."""
+    """Return the risk curve, down-sampled with its extremes kept; ETag and `wait` are as a job's.
+
+    `from_step` and `to_step`, both included, show a part of it.
+    """
     cache: ReplyCache = request.app.state.curves
 
     def make() -> Response:
@@ -249,12 +289,14 @@ async def retrieve_risk(
             job = service.get_job(session, caller.project_id, job_id)
             service.check_steps_kept(job)
             # Whatever changes a step is in the ledger, so that its head names the steps as they are.
-            etag = etag_of(job.id, job.work.ledger_head, job.total_steps, max_points, format)
+            etag = etag_of(
+                job.id, job.work.ledger_head, job.total_steps, max_points, from_step, to_step, format
+            )
 
             def draw() -> bytes:
                 body = cache.get(etag)
                 if body is None:
-                    body = _draw_curve(session, job, max_points, format)
+                    body = _draw_curve(session, job, max_points, from_step, to_step, format)
                     cache.put(etag, body)
                 return body
 
@@ -264,17 +306,24 @@ async def retrieve_risk(
 
 
 def _draw_curve(
-    session: Session, job: Job, max_points: int, format: Literal["json", "csv", "png", "svg"]
+    session: Session,
+    job: Job,
+    max_points: int,
+    from_step: int | None,
+    to_step: int | None,
+    format: Literal["json", "csv", "png", "svg"],
 ) -> bytes:
-    curve = build_packed_curve(*repository.load_curve(session, job), max_points)
+    pieces, records = repository.load_curve(session, job)
+    curve = build_packed_curve(pieces, records, max_points, from_step=from_step, to_step=to_step)
     if format == "csv":
         return to_csv(curve).encode("utf-8")
     critic = critic_to_wire(job, service.get_job_critics(session, job))
+    marks = repository.list_marks(session, job)
     if format == "json":
         head = {"object": "risk_curve", "job": job.id, "critic": critic}
-        return encode({**head, **curve, "total_steps": job.total_steps})
+        return encode({**head, **curve, "total_steps": job.total_steps, "marks": marks})
     title = f"{job.id} · {job.request['safety']['method']} · {job.model}"
-    return render_curve(curve, title=title, subtitle=describe_critic(critic), image=format)
+    return render_curve(curve, marks, title=title, subtitle=describe_critic(critic), image=format)
 
 
 @router.get("/{job_id}/adapter", dependencies=[needs(Scope.ARTIFACTS_READ)])

@@ -1,6 +1,6 @@
 """Every query of jobs, their events, steps and checkpoints, scoped by project."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -13,12 +13,14 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    text,
     tuple_,
     update,
 )
 from sqlalchemy.orm import Session
 
 from app.audit.repository import iterate_leaves
+from app.domain.job import State
 from app.domain.ledger import kind_of, parse_leaf
 from app.domain.risk_curve import pack_steps
 from app.models.base import new_id, utc_now
@@ -59,9 +61,12 @@ def list_jobs(
     limit: int,
     metadata: dict[str, str],
     without_metadata: bool = False,
+    states: Collection[State] = (),
 ) -> Sequence[Job]:
-    """Return up to limit + 1 jobs, newest first, that have all of these metadata, or none at all."""
+    """Return up to limit + 1 jobs, newest first, that have all of these metadata, or none at all, and one of the states."""
     query = select(Job).where(Job.project_id == project_id)
+    if states:
+        query = query.where(Job.work.has(Work.state.in_(states)))
     for key, value in metadata.items():
         query = query.where(_has_metadata(session, key, value))
     if without_metadata:
@@ -121,12 +126,46 @@ def add_event(
     )
 
 
-def list_events(session: Session, job: Job, *, after: str | None, limit: int) -> Sequence[Event]:
-    """Return up to limit + 1 events, newest first."""
+def list_events(
+    session: Session, job: Job, *, after: str | None, limit: int, type: str | None = None
+) -> Sequence[Event]:
+    """Return up to limit + 1 events, newest first; of one type where that is given."""
     query = select(Event).where(Event.job_id == job.id)
+    if type is not None:
+        query = query.where(Event.type == type)
     if after is not None:
         query = query.where(Event.number < get_event_number(session, job, after))
     return session.scalars(query.order_by(Event.number.desc()).limit(limit + 1)).all()
+
+
+MOST_MARKS = 100
+
+
+def list_marks(session: Session, job: Job) -> list[dict[str, Any]]:
+    """Return what happened at which step of a curve, in order: checkpoints that are offered, pauses, and what a policy did.
+
+    Of very many, the newest.
+    """
+    checkpoints = session.scalars(
+        select(Checkpoint.step)
+        .where(Checkpoint.job_id == job.id, Checkpoint.name.is_not(None))
+        .order_by(Checkpoint.step.desc())
+        .limit(MOST_MARKS)
+    )
+    said = session.scalars(
+        select(Event.data)
+        # As it stands in the condition of the index.
+        .where(Event.job_id == job.id, text("type = 'message'"), Event.data["mark"].as_string().is_not(None))
+        .order_by(Event.number.desc())
+        .limit(MOST_MARKS)
+    )
+    marks = [{"step": step, "kind": "checkpoint", "label": "checkpoint"} for step in checkpoints]
+    marks += [
+        {"step": data["step"], "kind": data["mark"], "label": data["label"]}
+        for data in said
+        if data is not None
+    ]
+    return sorted(marks, key=lambda mark: mark["step"])
 
 
 def get_event_number(session: Session, job: Job, event_id: str) -> int:
@@ -299,6 +338,19 @@ def get_newest_record(session: Session, job_id: str) -> dict[str, Any] | None:
     return session.scalars(
         select(Step.record).where(Step.job_id == job_id).order_by(Step.step.desc()).limit(1)
     ).one_or_none()
+
+
+def list_rows_since_pass(session: Session, job: Job, data_epoch: int) -> set[int]:
+    """Return the rows that the newest pass over the data has had so far; steps are read backwards until it began."""
+    records = session.scalars(
+        select(Step.record).where(Step.job_id == job.id).order_by(Step.step.desc())
+    ).yield_per(1000)
+    rows: set[int] = set()
+    for record in records:
+        if record["data_epoch"] != data_epoch:
+            break
+        rows.update(record["rows"])
+    return rows
 
 
 def has_started(session: Session, job_id: str) -> bool:

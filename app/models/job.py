@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -92,7 +93,17 @@ class Event(Base):
     """A line of a job's event log."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("ix_events_page", "job_id", "number"),)
+    __table_args__ = (
+        Index("ix_events_page", "job_id", "number"),
+        # A long job has a thousand events of metrics for each message.
+        Index(
+            "ix_events_messages",
+            "job_id",
+            "number",
+            sqlite_where=text("type = 'message'"),
+            postgresql_where=text("type = 'message'"),
+        ),
+    )
 
     number: Mapped[int] = mapped_column(AUTOINCREMENT, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(ID, unique=True)

@@ -4,14 +4,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from app.dependencies import CallerDep, DatabaseDep, ReadSessionDep, SettingsDep, needs
+from app.dependencies import CallerDep, DatabaseDep, PolicyDep, ReadSessionDep, SettingsDep, needs
 from app.domain.scopes import Scope
 from app.models.policy import Policy
 from app.pages import build_page
 from app.policies import repository, service
-from app.policies.schemas import PolicyCreate, policy_to_wire
+from app.policies.schemas import PolicyCreate, in_force_to_wire, policy_to_wire
 
-router = APIRouter(prefix="/v1/policies", tags=["policies"], dependencies=[needs(Scope.ADMIN)])
+router = APIRouter(prefix="/v1/policies", tags=["policies"])
 
 
 def show(stored: Policy, *, whole: bool = True) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def show(stored: Policy, *, whole: bool = True) -> dict[str, Any]:
     return policy_to_wire(stored, repository.read_policy(stored), whole=whole)
 
 
-@router.post("")
+@router.post("", dependencies=[needs(Scope.ADMIN)])
 def create_policy(
     caller: CallerDep, database: DatabaseDep, settings: SettingsDep, body: PolicyCreate
 ) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def create_policy(
     return show(service.store_policy(database, settings, caller, body))
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.ADMIN)])
 def list_policies(
     session: ReadSessionDep,
     after: str | None = None,
@@ -38,7 +38,17 @@ def list_policies(
     return build_page([show(each, whole=False) for each in found], limit)
 
 
-@router.get("/{policy_id}")
+@router.get("/in_force", dependencies=[needs(Scope.JOBS_READ)])
+def retrieve_policy_in_force(
+    caller: CallerDep, session: ReadSessionDep, installation: PolicyDep
+) -> dict[str, Any]:
+    """Return the policy that a new job of the project is held to, and what it says of each preset."""
+    stored = repository.get_policy_of(session, caller.project_id)
+    policy, sha256 = service.policy_in_force(session, caller.project_id, installation)
+    return in_force_to_wire(policy, sha256, None if stored is None else stored.id)
+
+
+@router.get("/{policy_id}", dependencies=[needs(Scope.ADMIN)])
 def retrieve_policy(session: ReadSessionDep, policy_id: str) -> dict[str, Any]:
     """Return a stored policy with its text."""
     return show(service.get_policy(session, policy_id))

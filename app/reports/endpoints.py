@@ -26,6 +26,7 @@ from app.reports.schemas import (
     SCOPE_OF,
     Exclusion,
     kind_of,
+    leave_texts_out,
     report_to_wire,
     unchecked_to_wire,
 )
@@ -140,6 +141,8 @@ def _show(session: Session, caller: Caller, policy: SafetyPolicy, report: Report
         critics=service.get_report_critics(session, report),
         time=service.estimate_time(session, report),
     )
+    if Scope.FILES_READ not in caller.scopes:
+        leave_texts_out(wire)
     if format == "html" and report.body is not None:
         file = get_file(session, caller.project_id, wire["training_file"])
         return HTMLResponse(render_report(wire, file.filename), headers=HEADERS)

@@ -100,6 +100,14 @@ def report_to_wire(
     }
 
 
+def leave_texts_out(wire: dict[str, Any]) -> None:
+    """Take from a report what is text of the data, for a key that may not read files."""
+    if "preview" in wire:
+        wire["preview"] = []
+    for row in wire.get("risk", {}).get("riskiest") or ():
+        row.pop("text", None)
+
+
 def critic_to_wire(critics: Sequence[Critic], reading: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return who measured, how that was combined, and how good each one is: a risk number is a critic's estimate."""
     found = [

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from app.body_limit import FORM_BYTES, MAX_JSON_BYTES
+from app.body_limit import FORM_BYTES, MAX_JSON_BYTES, UNCHECKED_BYTES
 from app.database import unit_of_work
 from app.domain.job import WorkKind
 from app.files.service import remove_deleted_bytes
@@ -178,6 +178,18 @@ class TestBodies:
             "/v1/fine_tuning/jobs", content=pieces, headers={"content-type": "application/json"}
         )
         refused(reply, 413)
+
+    def test_a_signed_in_browser_may_send_a_large_file(self, tenant: Tenant) -> None:
+        # A body this large is let in by its key before anything else is looked at.
+        content = jsonl(*(unlike_any_other() for _ in range(2000)))
+        assert len(content) > UNCHECKED_BYTES
+        sent: dict[str, Any] = {"files": {"file": ("a.jsonl", content)}, "data": {"purpose": "fine-tune"}}
+        with httpx.Client(base_url=tenant.server.url, timeout=60) as browser:
+            refused(browser.post("/v1/files", **sent), 401)
+            session = browser.post("/dashboard/session", json={"key": tenant.key}).json()
+            refused(browser.post("/v1/files", **sent), 403, code="csrf_token")
+            reply = browser.post("/v1/files", headers={"x-csrf-token": session["csrf_token"]}, **sent)
+        assert reply.status_code == 200, reply.text
 
 
 def answer_to_head(server: Server, path: str, *headers: str) -> int:

@@ -431,3 +431,25 @@ class TestPolicies:
         refused(operator.http.get("/v1/policies/policy_x"), 404, param="policy_id")
         path = f"/v1/projects/{member.project_id}"
         refused(operator.http.patch(path, json={"policy": "policy_x"}), 404, param="policy_id")
+
+
+def test_whoever_submits_sees_the_policy_in_force_and_what_it_refuses(
+    operator: Tenant, member: Tenant
+) -> None:
+    shipped = member.get("/v1/policies/in_force")
+    assert (shipped["id"], shipped["name"]) == (None, "default")
+    assert [preset["refused"] for preset in shipped["presets"].values()] == [None] * 4
+    assert not shipped["presets"]["off"]["protected"]
+    stored = put_under(operator, member, "beta_min_floor = 0.1")
+    found = member.get("/v1/policies/in_force")
+    assert (found["id"], found["sha256"]) == (stored["id"], stored["sha256"])
+    refused_by_it = {name: preset["refused"] for name, preset in found["presets"].items()}
+    assert refused_by_it["strict"] is None
+    assert refused_by_it["default"]["param"] == "safety.beta_min"
+    # It says what creating such a job says.
+    for name in ("default", "off"):
+        body = {"model": NAME, "training_file": member.upload(*training_rows("clean", n=8)), "safety": name}
+        reply = member.http.post(PATH, json=body)
+        assert reply.json()["error"] == refused_by_it[name]
+    _, without = make_key(member, Scope.FILES_READ)
+    refused(member.http.get("/v1/policies/in_force", headers=without), 403)

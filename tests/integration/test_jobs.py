@@ -646,6 +646,24 @@ class TestListJobs:
         refused(tenant.http.get(PATH, params={"after": "ftjob-x"}), 400, param="after", code="invalid_cursor")
 
 
+class TestListByState:
+    def test_keeps_those_in_one_of_the_states_and_refuses_what_is_none(self, tenant: Tenant) -> None:
+        queued, paused, cancelled = (tenant.create_job()["id"] for _ in range(3))
+        for job, command in ((paused, "pause"), (cancelled, "cancel")):
+            assert tenant.http.post(f"{PATH}/{job}/{command}").status_code == 200
+
+        def listed(*states: str) -> list[str]:
+            found = tenant.http.get(PATH, params=[("state", each) for each in states])
+            assert found.status_code == 200, found.text
+            return [job["id"] for job in found.json()["data"]]
+
+        assert listed("paused") == [paused]
+        assert listed("held") == []
+        assert listed("queued", "cancelled") == [cancelled, queued]
+        assert listed() == [cancelled, paused, queued]
+        refused(tenant.http.get(PATH, params={"state": "asleep"}), 400, param="state.0")
+
+
 class TestListEvents:
     def test_pages_cover_everything_newest_first(self, tenant: Tenant) -> None:
         job = tenant.create_job()

@@ -18,7 +18,9 @@ from sqlalchemy import select
 from app import storage
 from app.base_models.service import hash_file, register_base_model
 from app.database import Database, read_only, unit_of_work
+from app.domain.scopes import Role, Scope
 from app.files.service import remove_deleted_bytes
+from app.keys.service import add_key
 from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel, Critic
 from app.models.report import Report, RiskRead
@@ -360,6 +362,17 @@ class TestEstimate:
         assert estimate["safety"]["method"] == "adaptive_kl"
         assert 0 < estimate["training"]["expected_beta_mean"] < 1
         assert tenant.get("/v1/fine_tuning/jobs")["data"] == []
+        assert estimate["preview"]
+        assert all("text" in row for row in estimate["risk"]["riskiest"][:5])
+        with unit_of_work(tenant.server.database) as session:
+            scopes = {Scope.JOBS_WRITE}
+            narrow = add_key(
+                session, name="narrow", role=Role.MEMBER, project_id=tenant.project_id, scopes=scopes
+            ).secret
+        blind = tenant.http.post(path, json=body, headers={"authorization": f"Bearer {narrow}"}).json()
+        assert blind["preview"] == []
+        assert not any("text" in row for row in blind["risk"]["riskiest"])
+        assert blind["training"] == estimate["training"]
 
     def test_threshold_of_ones_own_finds_no_score(self, tenant: Tenant, visible: Any) -> None:
         file_id = tenant.upload(*rows(10, start=200))

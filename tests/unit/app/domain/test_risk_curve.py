@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -153,3 +154,25 @@ def test_packed_pieces_make_the_same_curve(
     found = build_packed_curve(pieces, rest, max_points)
     # As a reply has them: a number that is none is a word, and null is not that word.
     assert json.dumps(found, allow_nan=False) == json.dumps({**expected, "rows": rows}, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("from_step", "to_step", "seen"),
+    [(None, 5, range(1, 6)), (18, None, range(18, 21)), (7, 12, range(7, 13)), (30, 40, []), (9, 3, [])],
+)
+def test_a_part_of_a_curve_is_its_rows_and_no_others(
+    from_step: int | None, to_step: int | None, seen: Iterable[int]
+) -> None:
+    records = [record(step, step % 3 / 3) for step in range(1, 21)]
+    pieces = [pack_steps(records[:8], None)]
+    pieces.append(pack_steps(records[8:15], pieces[0]))
+    found = build_packed_curve(pieces, records[15:], 50, from_step=from_step, to_step=to_step)
+    assert found["rows"] == [build_curve(records)["rows"][step - 1] for step in seen]
+
+
+def test_a_part_of_a_long_curve_keeps_what_the_whole_leaves_out() -> None:
+    records = [record(step, 0.9 if step == 617 else 0.1) for step in range(1, 2001)]
+    part = build_packed_curve([pack_steps(records, None)], [], 10, from_step=600, to_step=700)["rows"]
+    assert len(part) <= 10
+    assert (part[0][0], part[-1][0]) == (600, 700)
+    assert 617 in column(part, "step")
