@@ -273,6 +273,11 @@ class Settings(BaseModel):
         key = self.judge_api_key.get_secret_value() if self.judge_api_key else ""
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ValueError("TETHER_JUDGE_API_KEY has characters that no HTTP header can carry")
+        if self.judge_url and self.judge_timeout_s >= self.stall_s:
+            raise ValueError(
+                f"TETHER_STALL_S ({self.stall_s:g}) is too short for TETHER_JUDGE_TIMEOUT_S ({self.judge_timeout_s:g}): work"
+                " that waits for one verdict would count as hung; set it longer"
+            )
         return self
 
     @model_validator(mode="after")

@@ -99,6 +99,15 @@ class TestLoadSettings:
         ):
             load_settings({"TETHER_LEASE_S": "20"})
 
+    def test_waiting_for_a_verdict_is_not_hanging(self) -> None:
+        short = {"TETHER_STALL_S": "60"}
+        assert load_settings(short).stall_s == 60
+        judge = {"TETHER_JUDGE_URL": "http://judge/v1", "TETHER_JUDGE_MODEL": "guard"}
+        with pytest.raises(
+            ConfigurationError, match=r"TETHER_STALL_S \(60\) is too short for TETHER_JUDGE_TIMEOUT_S \(60\)"
+        ):
+            load_settings(short | judge)
+
     @pytest.mark.parametrize(
         "url",
         [
