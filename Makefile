@@ -35,13 +35,15 @@ setup: .venv/complete
 demo: setup
 	$(BIN)/python -m worker.miniature.demo
 
-# Two processes share the tests by files; one thread each, so that they leave each other a core.
+# Two processes share the tests by files, in order, so that what takes long and has services of its own comes first. One
+# thread each, so that they leave each other a core.
 test: setup
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Much of it is waiting for leases, so that more than two processes share the cores.
 faults: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(if $(SEED),TETHER_TEST_FAULTS_SEED=$(SEED)) \
-		$(BIN)/python -m pytest tests/faults --faults --numprocesses 2 --dist loadfile
+		$(BIN)/python -m pytest tests/faults --faults --numprocesses 4 --dist loadfile
 
 soak: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.soak \

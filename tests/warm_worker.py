@@ -15,8 +15,6 @@ from unittest import mock
 from app.settings import TRAINER_DEFAULTS, TRAINER_WALLS
 
 ROOT = Path(__file__).parents[1]
-KINDS = frozenset({"train", "report", "fit_critic", "evaluate"})
-"""What needs torch."""
 IMPORTED = [
     "worker.trainer",
     "worker.evaluator",

@@ -28,8 +28,12 @@ needs_processes = pytest.mark.skipif(
     reason="finds processes in /proc, which this system does not have",
 )
 
-on_embedded_default = pytest.mark.parametrize("service", ["sqlite"], indirect=True, scope="session")
+on_embedded_default = pytest.mark.parametrize("service", ["sqlite"], indirect=True, scope="package")
 """For what does not depend on the database, and would only take its time twice."""
+on_deployed = pytest.mark.parametrize(
+    "service", ["postgresql" if POSTGRESQL and REDIS else "sqlite"], indirect=True, scope="package"
+)
+"""The same for what `make faults` does on both."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,9 @@ def stop_service(service: Service) -> None:
     service.process.wait(60)
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="package", params=BACKENDS)
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service for the run: embedded, and on PostgreSQL with Redis where both were given.
+    """A service for the tests of this folder: embedded, and on PostgreSQL with Redis where both were given.
 
     Its leases are short, so that a killed worker is noticed within a test's patience.
     """
@@ -150,7 +154,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     environment = {
         "TETHER_LEASE_S": "4",
         "TETHER_HEARTBEAT_S": "0.5",
-        "TETHER_RECONCILE_INTERVAL_S": "0.5",
+        "TETHER_RECONCILE_INTERVAL_S": "1",
         "TETHER_REQUEUE_AFTER_S": "3",
         "TETHER_THREADS": "1",
     }

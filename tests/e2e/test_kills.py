@@ -11,9 +11,9 @@ import pytest
 
 from app.domain.report import Report
 from app.domain.verify import verify_bundle
-from tests.e2e.conftest import Service, needs_processes, processes, steps_completed
+from tests.e2e.conftest import Service, needs_processes, on_deployed, processes, steps_completed
 
-pytestmark = needs_processes
+pytestmark = [needs_processes, on_deployed]
 
 ARGUMENTS = {
     "seed": 11,

@@ -48,6 +48,8 @@ from worker.miniature.install import install
 ROOT = Path(__file__).parents[2]
 KEY = "faults-administrator"
 TIMEOUT_S = 600.0
+POLL_S = 0.1
+"""Between two looks at something that is waited for. A look may read a whole ledger, on the cores that do the work."""
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 JOBS = "/v1/fine_tuning/jobs"
 FAST: dict[str, Any] = {
@@ -55,7 +57,7 @@ FAST: dict[str, Any] = {
     "threads": 1,
     "lease_s": 10,
     "heartbeat_s": 0.5,
-    "reconcile_interval_s": 0.3,
+    "reconcile_interval_s": 1,
     "requeue_after_s": 1,
     "head_interval_s": 1,
 }
@@ -66,10 +68,10 @@ ARGUMENTS: dict[str, Any] = {
     "model": "miniature",
     "seed": 11,
     "safety": {"method": "adaptive_kl"},
-    "training": {"checkpoint_interval_s": 0.2},
-    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4}}},
+    "training": {"checkpoint_interval_s": 0.25},
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
 }
-"""The job that most faults happen to: 40 steps on 80 rows, a tenth of them harmful; a few seconds, several checkpoints."""
+"""The job that most faults happen to: 30 steps on 80 rows, a tenth of them harmful; a few seconds, several checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Installation:
             if state == "queued":
                 self.run_trainer(queue=queue)
             else:
-                time.sleep(0.05)
+                time.sleep(POLL_S)
         return state
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
@@ -221,7 +223,7 @@ class Installation:
         deadline = time.monotonic() + TIMEOUT_S
         while not (found := condition()):
             assert time.monotonic() < deadline, f"not seen: {what}; log:\n{self.read_log()}"
-            time.sleep(0.02)
+            time.sleep(POLL_S)
         return found
 
     def wait_for_step(self, job_id: str, step: int) -> int:
@@ -274,7 +276,7 @@ class Installation:
         while not self.answers():
             assert process.poll() is None, self.read_log()
             assert time.monotonic() < deadline, self.read_log()
-            time.sleep(0.05)
+            time.sleep(POLL_S)
         return process
 
     def answers(self) -> bool:

@@ -45,7 +45,7 @@ def test_bad_jobs_end_clearly_and_a_good_one_among_them_is_what_it_would_have_be
         "warmup_ratio": 0,
     }
     jobs = {
-        # One pass of 80 steps, so that it dies each time before its first checkpoint. The good one has 40.
+        # One pass of 80 steps, so that it dies each time before its first checkpoint. The good one has 30.
         "segfault": installation.submit(
             **hyperparameters(n_epochs=1, batch_size=1), training={"checkpoint_interval_s": 3600}
         ),

@@ -23,7 +23,7 @@ def test_two_of_each_do_nothing_twice(template: Template, tmp_path: Path, rng: r
         while any(installation.work(job_id).state == "queued" for job_id in jobs):
             # Nobody gives back what it had: both reconcilers see the lease run out.
             trainer = installation.start_trainer(
-                f"step.before_commit=kill@{rng.randint(2, 39)}, once={tmp_path}"
+                f"step.before_commit=kill@{rng.randint(2, 29)}, once={tmp_path}"
             )
             join(trainer, installation)
             installation.wait(lambda: not _owned(installation, jobs), "a takeover")

@@ -29,6 +29,9 @@ from tests.faults.servers import Redis
 ROOT = Path(__file__).parents[2]
 STOP_S = 60.0
 
+on_postgresql = pytest.mark.parametrize("template", ["postgresql"], indirect=True)
+"""For what happens to processes rather than to the database, and would only take its time twice."""
+
 
 @pytest.fixture
 def service(template: Template, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
@@ -78,6 +81,7 @@ def test_a_service_that_is_killed_and_one_that_is_not_given_time_to_stop(
     wait_for_no_process(service)
 
 
+@on_postgresql
 def test_a_killed_worker_and_a_killed_trainer_under_it(
     service: Installation, template: Template, tmp_path: Path, rng: random.Random
 ) -> None:
@@ -94,6 +98,7 @@ def test_a_killed_worker_and_a_killed_trainer_under_it(
     assert service.work(job_id).attempt >= 3
 
 
+@on_postgresql
 def test_a_newer_version_takes_over_a_running_job(
     service: Installation, template: Template, tmp_path: Path
 ) -> None:

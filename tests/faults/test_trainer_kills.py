@@ -49,7 +49,7 @@ def test_a_trainer_killed_at_a_random_moment_costs_nothing_that_was_recorded(
         job_id = installation.submit()
         # Slow enough that it is never done before it is killed.
         trainer = installation.start_trainer("step.after_commit=sleep:0.2@*")
-        installation.wait_for_step(job_id, rng.randint(1, 30))
+        installation.wait_for_step(job_id, rng.randint(1, 25))
         assert trainer.pid is not None
         os.kill(trainer.pid, signal.SIGKILL)
         trainer.join()

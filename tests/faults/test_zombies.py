@@ -16,7 +16,14 @@ from tests.faults.installation import (
     reference_run,
 )
 
-PLACES = ("begin.after_commit", "step.after_commit", "checkpoint.before_rename", "finalise.after_commit")
+PLACES = (
+    ("sqlite", "begin.after_commit"),
+    ("sqlite", "step.after_commit"),
+    ("postgresql", "step.after_commit"),
+    ("sqlite", "checkpoint.before_rename"),
+    ("postgresql", "finalise.after_commit"),
+)
+"""Which it is asked on which database; each of the places is in `test_trainer_kills.py` on both."""
 
 
 @pytest.mark.short
@@ -41,7 +48,7 @@ def test_a_worker_that_comes_back_after_its_lease_is_fenced_and_exits(
         end_check(installation, job_id, reference=reference)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("template", "place"), PLACES, indirect=["template"])
 def test_a_worker_that_comes_back_after_the_end_of_its_job_changes_nothing(
     template: Template, tmp_path: Path, place: str
 ) -> None:

@@ -182,12 +182,7 @@ class Tenant:
 
 def run_worker(tenant: Tenant, work: Work) -> Work:
     """Run the process that a knock would start, to its end and to its signature, and return the row of work."""
-    environment = tenant.server.settings.child_environment()
-    if work.kind in warm_worker.KINDS:
-        warm_worker.work(work.id, environment, timeout_s=120)
-    else:
-        command = [sys.executable, "-m", "worker.process", work.id]
-        subprocess.run(command, env=environment, check=False, capture_output=True, timeout=120)
+    warm_worker.work(work.id, tenant.server.settings.child_environment(), timeout_s=120)
     deadline = time.monotonic() + 30
     while True:
         with read_only(tenant.server.database) as session:
@@ -225,7 +220,7 @@ def refused(reply: httpx.Response, status: int, *, param: str | None = None, cod
     return message
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="package", params=BACKENDS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with one base model and its critic."""
     folder = tmp_path_factory.mktemp("server")

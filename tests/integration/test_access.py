@@ -36,7 +36,7 @@ from tests.support import settings_in
 
 OF_THE_INSTALLATION = {"critic_id", "set_id", "log_number"}
 """What every project may look at, because its jobs rest on it; the log names no project."""
-on_sqlite = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
+on_sqlite = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="package")
 """For what does not depend on the database, and would only take its time twice."""
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/files/{file_id}/report": {"params": {"model": MODEL}},

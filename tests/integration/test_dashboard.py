@@ -16,7 +16,7 @@ from app.models.tenancy import ApiKey
 from app.sessions import COOKIE, TOKEN_HEADER
 from tests.integration.conftest import Server, Tenant, refused
 
-pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
+pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="package")
 SESSION = "/dashboard/session"
 TEXT = ("default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'")
 

@@ -200,7 +200,7 @@ def _read(reply: httpx.Response) -> Iterator[bytes]:
             return
 
 
-on_sqlite = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="session")
+on_sqlite = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="package")
 
 
 @on_sqlite

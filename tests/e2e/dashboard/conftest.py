@@ -69,7 +69,7 @@ class Watch:
             self.problems.append(f"{request.failure} for {request.method} {request.url}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An embedded service for all screens. Its jobs are everybody's: a test looks at those that it made."""
     if _find_browser() is None:
@@ -149,7 +149,7 @@ def narrow_page(open_page: OpenPage) -> "Page":
     return open_page(width=NARROW)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished_job(service: Service, datasets: dict[str, Path]) -> str:
     """The id of a job on poisoned data that has succeeded; look at it, and change nothing of it."""
     job_id = service.submit(
