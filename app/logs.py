@@ -25,6 +25,8 @@ _SECRETS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 REMOVED = "[removed]"
+QUIET = ("httpx", "httpcore", "uvicorn.access", "alembic")
+"""Loggers that tell each request that goes out, or what `app.requests` tells better."""
 # Whoever reads a log in a terminal must not be led by what a client sent.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -100,8 +102,7 @@ def configure_logs(log_format: LogFormat, stream: IO[str] | None = None) -> None
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # These tell each request that goes out, or what `app.requests` tells better.
-    for name in ("httpx", "httpcore", "uvicorn.access", "alembic"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     if list_armed():
         logging.getLogger(__name__).warning(

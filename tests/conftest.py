@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.logs import QUIET
 from tests.object_store import make_bucket, point_at, s3_server
 from tests.support import database_on
 
@@ -41,12 +42,14 @@ BACKENDS = (
 
 
 @pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    """Give the root logger back as it was: what runs in this process may set it up for a stream that a test closes."""
+def loggers() -> Iterator[None]:
+    """Give loggers back as they were: what runs in this process may set them up for a stream that a test closes."""
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    before, levels = (root.handlers[:], root.level), {name: logging.getLogger(name).level for name in QUIET}
     yield
     root.handlers, root.level = before
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(params=BACKENDS)
