@@ -1,5 +1,6 @@
 # make demo    the main job, end to end, on this machine
 # make test    the tests
+# make e2e     those of whole services: the clients, the README, the demo, kills, upgrades, and the page in a browser
 # make soak    ten minutes of jobs while everything around them fails; MINUTES=480 for a night, SEED=number, OUT=folder
 # make check   lint and types
 # make faults  processes killed, servers restarted, connections cut, disks full; SEED=number repeats a run's choices
@@ -21,7 +22,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test faults soak check serve bench verifier prove conformance screenshots clean
+.PHONY: setup demo test e2e faults soak check serve bench verifier prove conformance screenshots clean
 
 setup: .venv/complete
 
@@ -35,15 +36,19 @@ setup: .venv/complete
 demo: setup
 	$(BIN)/python -m worker.miniature.demo
 
-# Two processes share the tests by files, in order, so that what takes long and has services of its own comes first. One
-# thread each, so that they leave each other a core.
+# Two processes share the tests by files, in order, so that what takes long comes first. One thread each, so that they leave
+# each other a core.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+
 test: setup
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --numprocesses 2 --ignore tests/e2e
+
+e2e: setup
+	$(PYTEST) --numprocesses 2 tests/e2e
 
 # Much of it is waiting for leases, so that more than two processes share the cores.
 faults: setup
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(if $(SEED),TETHER_TEST_FAULTS_SEED=$(SEED)) \
-		$(BIN)/python -m pytest tests/faults --faults --numprocesses 4 --dist loadfile
+	$(if $(SEED),TETHER_TEST_FAULTS_SEED=$(SEED)) $(PYTEST) --numprocesses 4 --faults tests/faults
 
 soak: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.soak \
