@@ -38,13 +38,13 @@ demo: setup
 
 # Two processes share the tests by files, in order, so that what takes long comes first. One thread each, so that they leave
 # each other a core.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --dist loadfile
 
 test: setup
-	$(PYTEST) --numprocesses 2 --ignore tests/e2e
+	$(PYTEST) --numprocesses 2 --no-loadscope-reorder --ignore tests/e2e
 
 e2e: setup
-	$(PYTEST) --numprocesses 2 tests/e2e
+	$(PYTEST) --numprocesses 2 --no-loadscope-reorder tests/e2e
 
 # Much of it is waiting for leases, so that more than two processes share the cores.
 faults: setup

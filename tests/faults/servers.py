@@ -78,6 +78,13 @@ class PostgreSQL:
                     sql.Identifier(name), sql.Identifier(template or "template0")
                 )
             )
+            # A process that a test stops may be in the middle of a heartbeat, and then keeps its job's row from everybody.
+            # Two minutes, which is the default, are longer than a client waits.
+            administrator.execute(
+                sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout = '10s'").format(
+                    sql.Identifier(name)
+                )
+            )
         return name
 
     def drop_database(self, name: str) -> None:
