@@ -33,7 +33,7 @@ on_embedded_default = pytest.mark.parametrize("service", ["sqlite"], indirect=Tr
 on_deployed = pytest.mark.parametrize(
     "service", ["postgresql" if POSTGRESQL and REDIS else "sqlite"], indirect=True, scope="package"
 )
-"""The same for what `make faults` does on both."""
+"""For what happens to processes: on PostgreSQL with Redis, as it is deployed, where both were given."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ import fcntl
 import json
 import os
 import re
-import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from app.notary import keyfile, repository, service
 from app.notary.service import Notary, fork_log, list_keys, rotate_key, run_notary
 from app.settings import Settings
 from app.work.repository import add_work
-from tests.support import collect, settings_in, tampering
+from tests.support import collect, copy_database, settings_in, tampering
 from tests.unit.app.domain.synthetic_job import make_job
 
 CANCEL: dict[str, Any] = {"command": "cancel", "actor": "key_1"}
@@ -859,12 +858,6 @@ def refusal_of(database: Database) -> str | None:
     with read_only(database) as session:
         found = repository.get_refusal(session)
         return found.reason if found else None
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """Copy a SQLite database as its own backup does."""
-    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)
 
 
 class TestFiles:
