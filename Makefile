@@ -4,6 +4,7 @@
 # make soak    ten minutes of jobs while everything around them fails; MINUTES=480 for a night, SEED=number, OUT=folder
 # make check   lint and types
 # make faults  processes killed, servers restarted, connections cut, disks full; SEED=number repeats a run's choices
+# make sabotage  each protection taken out of a copy of the tree, which must turn tests red
 # make serve   the service in the foreground; HOME_DIR=folder and PORT=number to choose
 # make bench   how fast training is, against other trainers, how fast the service is, and the ledger; QUICK=1 for four minutes
 # make verifier  dist/tether-verify.pyz, the offline verifier as one file that needs Python and cryptography alone
@@ -22,7 +23,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test e2e faults soak check serve bench verifier prove conformance screenshots clean
+.PHONY: setup demo test e2e faults sabotage soak check serve bench verifier prove conformance screenshots clean
 
 setup: .venv/complete
 
@@ -37,8 +38,8 @@ demo: setup
 	$(BIN)/python -m worker.miniature.demo
 
 # Two processes share the tests by files, in order, so that what takes long comes first. One thread each, so that they leave
-# each other a core.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --dist loadfile
+# each other a core. The many processes that tests start find the code compiled, whatever is preferred elsewhere.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --dist loadfile
 
 test: setup
 	$(PYTEST) --numprocesses 2 --no-loadscope-reorder --ignore tests/e2e
@@ -48,7 +49,11 @@ e2e: setup
 
 # Much of it is waiting for leases, so that more than two processes share the cores.
 faults: setup
-	$(if $(SEED),TETHER_TEST_FAULTS_SEED=$(SEED)) $(PYTEST) --numprocesses 4 --faults tests/faults
+	$(if $(SEED),TETHER_TEST_FAULTS_SEED=$(SEED)) $(PYTEST) --numprocesses 4 --faults tests/faults \
+		--deselect tests/faults/test_sabotage.py
+
+sabotage: setup
+	$(PYTEST) --faults tests/faults/test_sabotage.py
 
 soak: setup
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.soak \

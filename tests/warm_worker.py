@@ -3,6 +3,7 @@
 Importing torch, transformers and peft takes longer than most of what the tests have a worker do.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -21,6 +22,7 @@ IMPORTED = [
     "worker.reporter",
     "worker.critic_fitter",
     "worker.process",
+    "transformers.models.llama.modeling_llama",
     __name__,
 ]
 
@@ -52,6 +54,8 @@ def start(arguments: Sequence[str], environment: dict[str, str], log: Path) -> B
 def _run(arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
     from worker.process import main
 
+    # A collection would walk through all that was imported, and copy the pages that the processes share.
+    gc.freeze()
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,54 @@ def template(request: pytest.FixtureRequest) -> Template:
     return found
 
 
+class Running:
+    """Copies of the templates with their whole desk in threads, one of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._copies: dict[Template, tuple[Installation, ExitStack]] = {}
+
+    def get(self, template: Template) -> Installation:
+        """Return the copy of a template; whoever comes first has it made."""
+        if template not in self._copies:
+            with ExitStack() as stack:
+                copy = stack.enter_context(installed(template, self._folder))
+                stack.enter_context(desk(copy))
+                self._copies[template] = (copy, stack.pop_all())
+        return self._copies[template][0]
+
+    def close(self, template: Template) -> None:
+        """End the copy of a template."""
+        self._copies.pop(template)[1].close()
+
+    def close_all(self) -> None:
+        """End every copy."""
+        for template in list(self._copies):
+            self.close(template)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """What runs for the tests of a module."""
+    running = Running(tmp_path_factory.mktemp("running"))
+    yield running
+    running.close_all()
+
+
 @pytest.fixture
-def installation(template: Template, tmp_path: Path) -> Iterator[Installation]:
-    """A copy of the template with its whole desk in threads; the test starts trainers."""
-    with installed(template, tmp_path) as copy, desk(copy):
-        yield copy
+def installation(template: Template, running: Running) -> Iterator[Installation]:
+    """A copy of the template with its whole desk in threads; the test starts trainers.
+
+    The tests of a module share it: to start one takes as much as to train a short job. A test that leaves a job behind,
+    as one that fails does, takes it along.
+    """
+    copy = running.get(template)
+    # What is looked for in it is to be of this test.
+    copy.log.write_bytes(b"")
+    yield copy
+    copy.end_processes()
+    if not copy.is_idle():
+        running.close(template)
 
 
 @pytest.fixture

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from sqlalchemy import func, select
 
 from app.audit.repository import iterate_leaves
 from app.database import Database, open_engine, read_only
+from app.domain.job import TERMINAL
 from app.domain.ledger import parse_leaf
 from app.failpoints import VARIABLE
 from app.migration import migrate
@@ -52,12 +54,15 @@ POLL_S = 0.1
 """Between two looks at something that is waited for. A look may read a whole ledger, on the cores that do the work."""
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 JOBS = "/v1/fine_tuning/jobs"
+on_sqlite = pytest.mark.parametrize("template", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("template", ["postgresql"], indirect=True)
+"""For what happens to processes rather than to the database, and would only take its time twice."""
 FAST: dict[str, Any] = {
     "api_key": KEY,
     "threads": 1,
     "lease_s": 10,
     "heartbeat_s": 0.5,
-    "reconcile_interval_s": 1,
+    "reconcile_interval_s": 2,
     "requeue_after_s": 1,
     "head_interval_s": 1,
 }
@@ -67,11 +72,18 @@ SHORT_LEASE = {"lease_s": 4, "heartbeat_s": 0.5}
 ARGUMENTS: dict[str, Any] = {
     "model": "miniature",
     "seed": 11,
-    "safety": {"method": "adaptive_kl"},
+    # Without them it takes half as long. WHOLE is the job that has them.
+    "safety": {"method": "adaptive_kl", "anchors": None, "monitor": None},
     "training": {"checkpoint_interval_s": 0.25},
-    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}},
 }
-"""The job that most faults happen to: 30 steps on 80 rows, a tenth of them harmful; a few seconds, several checkpoints."""
+"""The job that most faults happen to: 20 steps on 40 rows, a tenth of them harmful; a second or two, several checkpoints."""
+WHOLE: dict[str, Any] = {"safety": {"method": "adaptive_kl"}}
+"""What makes it the default job, with anchors and a monitor whose state is to outlive a fault, too."""
+EVERY_STEP: dict[str, Any] = {"training": {"checkpoint_interval_s": 0}}
+"""What makes it a job with a checkpoint after every step."""
+SLOWLY = "step.after_commit=sleep:0.1@*"
+"""A failpoint of a trainer that is not to be done before a fault strikes. Who sleeps takes no core from the others."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +319,7 @@ class Installation:
         """Return what its processes printed."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
-    def close(self) -> None:
+    def end_processes(self) -> None:
         """Kill what still runs."""
         for trainer in self.trainers:
             if trainer.is_alive():
@@ -317,7 +329,18 @@ class Installation:
             kill_session(part)
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
+        self.trainers.clear()
+        self.parts.clear()
+
+    def close(self) -> None:
+        """Kill what still runs, and leave the database."""
+        self.end_processes()
         self.database.engine.dispose()
+
+    def is_idle(self) -> bool:
+        """Say whether every job has ended."""
+        with read_only(self.database) as session:
+            return session.scalars(select(Work).where(Work.state.not_in(TERMINAL))).first() is None
 
 
 def join(process: BaseProcess, installation: Installation) -> int:
@@ -368,7 +391,7 @@ def _build_template(home: Path) -> dict[str, str]:
     try:
         with desk(installation):
             assert installation.run_trainer() == 0, installation.read_log()
-            return {"training_file": installation.upload(training_rows("poisoned", n=80))}
+            return {"training_file": installation.upload(training_rows("poisoned", n=40))}
     finally:
         installation.close()
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from tests.faults.checks import end_check
-from tests.faults.installation import ENDED, Installation
+from tests.faults.installation import ENDED, Installation, on_sqlite
 from worker.device import list_devices
 from worker.miniature.corpus import training_rows
 
 MIB = 1024 * 1024
 
-pytestmark = pytest.mark.parametrize("template", ["sqlite"], indirect=True)
+pytestmark = on_sqlite
 
 
 def hyperparameters(**values: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def test_bad_jobs_end_clearly_and_a_good_one_among_them_is_what_it_would_have_be
         "warmup_ratio": 0,
     }
     jobs = {
-        # One pass of 80 steps, so that it dies each time before its first checkpoint. The good one has 30.
+        # One pass of 40 steps, so that it dies each time before its first checkpoint. The good one has 20.
         "segfault": installation.submit(
             **hyperparameters(n_epochs=1, batch_size=1), training={"checkpoint_interval_s": 3600}
         ),
@@ -58,7 +58,7 @@ def test_bad_jobs_end_clearly_and_a_good_one_among_them_is_what_it_would_have_be
         "good": installation.submit(),
         "one row": installation.submit(training_file=installation.upload(training_rows("clean", n=1))),
     }
-    run_all(installation, jobs, "step.before_commit=segfault@41")
+    run_all(installation, jobs, "step.before_commit=segfault@25")
     found = {name: installation.job(job_id) for name, job_id in jobs.items()}
     errors = {name: job["error"] and job["error"]["code"] for name, job in found.items()}
     assert errors == {

@@ -20,10 +20,12 @@ from tests.faults.servers import PostgreSQL
 DAY_S = 86_400
 HOUR_S = 3600
 SOURCE = Path(__file__).with_name("shifted_clock.c")
-YEAR_2038 = datetime(2038, 1, 19, 3, 14, 3, tzinfo=UTC)
-"""Four seconds before 31 bits of seconds since 1970 are full."""
+YEAR_2038 = datetime(2038, 1, 19, 3, 14, 6, tzinfo=UTC)
+"""Two seconds before 31 bits of seconds since 1970 are full."""
 SLOWLY = "step.before_commit=sleep:0.2@*"
 """So that a job outlasts all that happens to its clock."""
+LONG = {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 4}}}}
+"""A job of 40 steps, likewise."""
 
 
 class Clock:
@@ -66,12 +68,12 @@ def steps_of(leaves: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_every_clock_jumps_by_days_and_past_2038_while_a_job_runs(
     sqlite_template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference = reference_run(sqlite_template, tmp_path)
+    reference = reference_run(sqlite_template, tmp_path, **LONG)
     clock = Clock(tmp_path)
     with installed(sqlite_template, tmp_path) as installation:
         with clock.shown(monkeypatch):
             installation.start_service(SLOWLY)
-        job_id = installation.submit()
+        job_id = installation.submit(**LONG)
         done = installation.wait_for_step(job_id, 4)
         for shift_s in (DAY_S, -DAY_S):
             clock.shift(shift_s)

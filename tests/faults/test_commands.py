@@ -3,6 +3,7 @@
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,23 +12,33 @@ from tests.faults.installation import (
     SHORT_LEASE,
     Installation,
     Template,
-    desk,
-    installed,
     join,
     let_go_on,
     let_stop,
+    on_sqlite,
     reference_run,
 )
 
 COMMANDS = ("pause", "resume", "cancel")
 PAIRS = tuple(itertools.product(COMMANDS, repeat=2))
-SHORT = {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}}}
+SHORT: dict[str, Any] = {
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 4}}}
+}
+"""A job of ten steps."""
 WITH_AN_OWNER = {
     "starting": "claim.after_commit=stop",
     "running": "step.after_commit=stop@4",
     "finalising": "finalise.after_commit=stop",
 }
 REFUSED = frozenset({400, 409})
+LONG_LEASE = {"lease_s": 20, "heartbeat_s": 0.5}
+"""Of an owner that stands still while the commands come, and keeps its job."""
+
+
+@pytest.fixture
+def reference(template: Template, tmp_path: Path) -> bytes:
+    """The adapter of the short job when nothing happens to it."""
+    return reference_run(template, tmp_path, **SHORT)
 
 
 def send(installation: Installation, job_id: str, commands: tuple[str, ...]) -> list[bool]:
@@ -63,69 +74,72 @@ def check(
 
 
 @pytest.mark.parametrize("before", [(), ("pause",)], ids=["queued", "paused"])
-def test_without_an_owner(sqlite_template: Template, tmp_path: Path, before: tuple[str, ...]) -> None:
-    reference = reference_run(sqlite_template, tmp_path, **SHORT)
-    with installed(sqlite_template, tmp_path) as installation, desk(installation):
-        for pair in PAIRS:
-            job_id = installation.submit(**SHORT)
-            assert all(send(installation, job_id, before))
-            taken = send(installation, job_id, pair)
-            check(installation, job_id, before + pair, [True] * len(before) + taken, reference)
+@on_sqlite
+def test_without_an_owner(installation: Installation, reference: bytes, before: tuple[str, ...]) -> None:
+    for pair in PAIRS:
+        job_id = installation.submit(**SHORT)
+        assert all(send(installation, job_id, before))
+        taken = send(installation, job_id, pair)
+        check(installation, job_id, before + pair, [True] * len(before) + taken, reference)
 
 
 @pytest.mark.parametrize("state", WITH_AN_OWNER)
-def test_with_an_owner(template: Template, tmp_path: Path, rng: random.Random, state: str) -> None:
+def test_with_an_owner(
+    template: Template, installation: Installation, reference: bytes, rng: random.Random, state: str
+) -> None:
     """The owner stands still at one place while the commands come. Of the pairs, some by chance on PostgreSQL, all on SQLite."""
-    reference = reference_run(template, tmp_path, **SHORT)
-    pairs = PAIRS if template.backend == "sqlite" else rng.sample(PAIRS, 3)
-    with installed(template, tmp_path, lease_s=20, heartbeat_s=0.5) as installation, desk(installation):
-        for pair in pairs:
-            job_id = installation.submit(**SHORT)
-            trainer = installation.start_trainer(WITH_AN_OWNER[state])
-            let_stop(installation, trainer)
-            assert installation.work(job_id).state == state
-            taken = send(installation, job_id, pair)
-            let_go_on(trainer)
-            join(trainer, installation)
-            check(installation, job_id, pair, taken, reference)
+    pairs = PAIRS if template.backend == "sqlite" else rng.sample(PAIRS, 2)
+    for pair in pairs:
+        job_id = installation.submit(**SHORT)
+        trainer = installation.start_trainer(WITH_AN_OWNER[state], **LONG_LEASE)
+        let_stop(installation, trainer)
+        assert installation.work(job_id).state == state
+        taken = send(installation, job_id, pair)
+        let_go_on(trainer)
+        join(trainer, installation)
+        check(installation, job_id, pair, taken, reference)
 
 
-def test_while_it_pauses(sqlite_template: Template, tmp_path: Path) -> None:
-    reference = reference_run(sqlite_template, tmp_path, **SHORT)
-    with (
-        installed(sqlite_template, tmp_path, lease_s=20, heartbeat_s=0.5) as installation,
-        desk(installation),
-    ):
-        for command in COMMANDS:
-            job_id = installation.submit(**SHORT)
-            trainer = installation.start_trainer("step.after_commit=stop@4, pause.after_commit=stop")
-            let_stop(installation, trainer)
-            send(installation, job_id, ("pause",))
-            let_go_on(trainer)
-            installation.wait(lambda: installation.work(job_id).state == "pausing", "a pausing job")  # noqa: B023
-            let_stop(installation, trainer)
-            taken = send(installation, job_id, (command, command))
-            let_go_on(trainer)
-            join(trainer, installation)
-            check(installation, job_id, ("pause", command, command), [True, *taken], reference)
+@on_sqlite
+def test_while_it_pauses(installation: Installation, reference: bytes) -> None:
+    for command in COMMANDS:
+        job_id = installation.submit(**SHORT)
+        places = "step.after_commit=stop@4, pause.after_commit=stop"
+        trainer = installation.start_trainer(places, **LONG_LEASE)
+        let_stop(installation, trainer)
+        send(installation, job_id, ("pause",))
+        let_go_on(trainer)
+        installation.wait(lambda: installation.work(job_id).state == "pausing", "a pausing job")  # noqa: B023
+        let_stop(installation, trainer)
+        taken = send(installation, job_id, (command, command))
+        let_go_on(trainer)
+        join(trainer, installation)
+        check(installation, job_id, ("pause", command, command), [True, *taken], reference)
 
 
 @pytest.mark.parametrize(
-    "pair", [("pause", "pause"), ("cancel", "cancel"), ("pause", "resume"), ("pause", "cancel")]
+    ("template", "pair"),
+    [
+        ("sqlite", ("pause", "pause")),
+        ("sqlite", ("cancel", "cancel")),
+        ("sqlite", ("pause", "resume")),
+        ("sqlite", ("pause", "cancel")),
+        ("postgresql", ("pause", "resume")),
+        ("postgresql", ("pause", "cancel")),
+    ],
+    indirect=["template"],
 )
-def test_while_it_changes_hands(template: Template, tmp_path: Path, pair: tuple[str, ...]) -> None:
+def test_while_it_changes_hands(installation: Installation, reference: bytes, pair: tuple[str, ...]) -> None:
     """The first comes while a silent owner still has the job, the second when that has lost it."""
-    reference = reference_run(template, tmp_path, **SHORT)
-    with installed(template, tmp_path) as installation, desk(installation):
-        job_id = installation.submit(**SHORT)
-        zombie = installation.start_trainer("step.after_commit=stop@4", **SHORT_LEASE)
-        let_stop(installation, zombie)
-        taken = send(installation, job_id, pair[:1])
-        installation.wait(lambda: installation.work(job_id).epoch > 1, "a takeover")
-        taken += send(installation, job_id, pair[1:])
-        let_go_on(zombie)
-        assert join(zombie, installation) != 0
-        check(installation, job_id, pair, taken, reference)
+    job_id = installation.submit(**SHORT)
+    zombie = installation.start_trainer("step.after_commit=stop@4", **SHORT_LEASE)
+    let_stop(installation, zombie)
+    taken = send(installation, job_id, pair[:1])
+    installation.wait(lambda: installation.work(job_id).epoch > 1, "a takeover")
+    taken += send(installation, job_id, pair[1:])
+    let_go_on(zombie)
+    assert join(zombie, installation) != 0
+    check(installation, job_id, pair, taken, reference)
 
 
 def test_an_ended_job_takes_nothing(installation: Installation) -> None:

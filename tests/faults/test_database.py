@@ -9,23 +9,32 @@ import psycopg
 import pytest
 
 from tests.faults.checks import end_check
-from tests.faults.installation import JOBS, Template, desk, installed, join, reference_run
+from tests.faults.installation import (
+    JOBS,
+    SLOWLY,
+    Installation,
+    Template,
+    desk,
+    installed,
+    join,
+    on_postgresql,
+    reference_run,
+)
 from tests.faults.proxy import proxy_to
 from tests.faults.servers import PostgreSQL
 
 
+@on_postgresql
 def test_a_crash_of_the_server_under_a_running_job(
-    postgresql_template: Template, postgresql_server: PostgreSQL, tmp_path: Path, rng: random.Random
+    installation: Installation, reference: bytes, postgresql_server: PostgreSQL, rng: random.Random
 ) -> None:
-    reference = reference_run(postgresql_template, tmp_path)
-    with installed(postgresql_template, tmp_path) as installation, desk(installation):
-        job_id = installation.submit()
-        trainer = installation.start_trainer()
-        installation.wait_for_step(job_id, rng.randint(5, 25))
-        postgresql_server.restart("immediate")
-        join(trainer, installation)
-        installation.finish(job_id)
-        end_check(installation, job_id, reference=reference)
+    job_id = installation.submit()
+    trainer = installation.start_trainer(SLOWLY)
+    installation.wait_for_step(job_id, rng.randint(5, 15))
+    postgresql_server.restart("immediate")
+    join(trainer, installation)
+    installation.finish(job_id)
+    end_check(installation, job_id, reference=reference)
 
 
 @pytest.mark.parametrize("forward", [True, False], ids=["committed", "not-committed"])
@@ -46,7 +55,7 @@ def test_a_connection_cut_during_a_commit(
         job_id = installation.submit()
         # The desk goes to the server itself; what the proxy sees is the trainer's alone.
         url = postgresql_server.url(installation.database_name, port=proxy.port)
-        for skip in (rng.randint(1, 6), rng.randint(7, 45)):
+        for skip in (rng.randint(1, 6), rng.randint(7, 25)):
             struck = proxy.cut_at(b"COMMIT", forward=forward, skip=skip)
             code = installation.run_trainer(database_url=url)
             assert struck.is_set(), installation.read_log()
@@ -77,7 +86,7 @@ def test_a_server_that_answers_nothing_for_longer_than_the_lease(
         url = postgresql_server.url(installation.database_name, port=proxy.port)
         # The server hears nothing of the end of the process, whose transaction may be open; it waits two minutes if not told.
         url += "?options=-cidle_in_transaction_session_timeout%3D3000"
-        trainer = installation.start_trainer(database_url=url, lease_s=4)
+        trainer = installation.start_trainer(SLOWLY, database_url=url, lease_s=4)
         installation.wait_for_step(job_id, 8)
         proxy.stall()
         # The main thread waits for the server in a system call; what watches the lease ends the process.
@@ -122,26 +131,25 @@ def test_more_requests_than_connections_all_get_an_answer(
         assert {reply.status_code for reply in replies} == {200}
 
 
-def test_a_deadlock_ends_one_attempt(postgresql_template: Template, tmp_path: Path) -> None:
+@on_postgresql
+def test_a_deadlock_ends_one_attempt(installation: Installation, reference: bytes) -> None:
     """Somebody holds a table that the worker wants, and wants the row that the worker holds. The server ends the worker's turn."""
-    reference = reference_run(postgresql_template, tmp_path)
-    with installed(postgresql_template, tmp_path) as installation, desk(installation):
-        job_id = installation.submit()
-        trainer = installation.start_trainer("step.after_commit=sleep:2@8")
-        installation.wait_for_step(job_id, 8)
-        url = installation.settings.database_url
-        with psycopg.connect(url) as other, psycopg.connect(url, autocommit=True) as watcher:
-            # Whoever waits for longer than this looks for a deadlock, and gives in: that is the worker, after one second.
-            other.execute("SET deadlock_timeout = '60s'")
-            other.execute("LOCK TABLE steps IN ACCESS EXCLUSIVE MODE")
-            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'steps'::regclass"
-            installation.wait(lambda: watcher.execute(waits).fetchone(), "a worker that waits for the table")
-            other.execute("SELECT 1 FROM work WHERE id = %s FOR UPDATE", (job_id,))
-            other.rollback()
-        assert join(trainer, installation) == 1
-        assert "DeadlockDetected" in installation.read_log()
-        installation.finish(job_id)
-        end_check(installation, job_id, reference=reference)
+    job_id = installation.submit()
+    trainer = installation.start_trainer("step.after_commit=sleep:2@8")
+    installation.wait_for_step(job_id, 8)
+    url = installation.settings.database_url
+    with psycopg.connect(url) as other, psycopg.connect(url, autocommit=True) as watcher:
+        # Whoever waits for longer than this looks for a deadlock, and gives in: that is the worker, after one second.
+        other.execute("SET deadlock_timeout = '60s'")
+        other.execute("LOCK TABLE steps IN ACCESS EXCLUSIVE MODE")
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'steps'::regclass"
+        installation.wait(lambda: watcher.execute(waits).fetchone(), "a worker that waits for the table")
+        other.execute("SELECT 1 FROM work WHERE id = %s FOR UPDATE", (job_id,))
+        other.rollback()
+    assert join(trainer, installation) == 1
+    assert "DeadlockDetected" in installation.read_log()
+    installation.finish(job_id)
+    end_check(installation, job_id, reference=reference)
 
 
 def _may_be_claimed(work: object) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.checks import end_check, is_signed
 from tests.faults.installation import (
+    EVERY_STEP,
     JOBS,
     Installation,
     Template,
@@ -26,7 +27,6 @@ from tests.faults.installation import (
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.servers import PostgreSQL, postgresql, replica_of
 
-STEP_BY_STEP = {"training": {"checkpoint_interval_s": 0}}
 HEARD_STEPS = 4
 """So many steps the replica knows of; of each there is a checkpoint, and the newest two are kept."""
 
@@ -101,7 +101,7 @@ def test_records_that_the_replica_never_heard_of_are_done_again_or_the_job_says_
     reference = reference_run(sqlite_template, tmp_path)
     with paired(sqlite_template, tmp_path, head_interval_s=3600) as pair:
         installation = pair.installation
-        job_id = installation.submit(**STEP_BY_STEP)
+        job_id = installation.submit(**EVERY_STEP)
         trainer = installation.start_trainer(f"{place}=stop@*", lease_s=20)
         train_to(installation, job_id, trainer, HEARD_STEPS)
         pair.fall_behind()
@@ -126,7 +126,7 @@ def test_a_replica_that_lacks_what_was_signed_is_not_signed_over(
     reference = reference_run(sqlite_template, tmp_path)
     with paired(sqlite_template, tmp_path) as pair:
         installation = pair.installation
-        job_id = installation.submit(**STEP_BY_STEP)
+        job_id = installation.submit(**EVERY_STEP)
         trainer = installation.start_trainer("step.after_commit=stop@*", lease_s=20)
         train_to(installation, job_id, trainer, HEARD_STEPS)
         pair.fall_behind()

@@ -14,7 +14,16 @@ from app import failpoints
 from app.database import read_only
 from app.work.fair_queue import find_next
 from tests.faults.checks import end_check, list_leftovers
-from tests.faults.installation import Installation, Template, desk, installed
+from tests.faults.installation import (
+    EVERY_STEP,
+    Installation,
+    Template,
+    desk,
+    installed,
+    let_go_on,
+    let_stop,
+    on_sqlite,
+)
 from worker.miniature.corpus import training_rows
 
 ROWS = training_rows("clean", n=12)
@@ -22,7 +31,7 @@ ROWS = training_rows("clean", n=12)
 WAITING = frozenset({"paused", "queued"})
 MIB = 1024 * 1024
 
-pytestmark = pytest.mark.parametrize("template", ["sqlite"], indirect=True)
+pytestmark = on_sqlite
 
 
 @contextmanager
@@ -82,7 +91,7 @@ FAULTS = (
 def test_errors_of_the_disk_cost_a_job_waits_and_nothing_else(
     installation: Installation, reference: bytes
 ) -> None:
-    job_id = installation.submit(training={"checkpoint_interval_s": 0})
+    job_id = installation.submit(**EVERY_STEP)
     for fault in FAULTS:
         before = installation.work(job_id)
         installation.run_trainer(fault)
@@ -133,10 +142,11 @@ def test_a_disk_that_is_full_stops_everything_and_loses_nothing(
         desk(installation),
     ):
         job_id = installation.submit()
-        trainer = installation.start_trainer()
-        installation.wait_for_step(job_id, 8)
+        trainer = installation.start_trainer("step.after_commit=stop@8")
+        let_stop(installation, trainer)
         # Database, log, checkpoints and files are all on it.
         filler = fill(disk)
+        let_go_on(trainer)
         refused = installation.send_file(ROWS)
         assert refused.status_code in (503, 507), refused.text
         trainer.join(120)
@@ -158,9 +168,10 @@ def test_a_storage_that_becomes_read_only_is_waited_for(
     ):
         shutil.copytree(template.home / "storage", disk, dirs_exist_ok=True)
         job_id = installation.submit()
-        trainer = installation.start_trainer()
-        installation.wait_for_step(job_id, 8)
+        trainer = installation.start_trainer("step.after_commit=stop@8")
+        let_stop(installation, trainer)
         remount(disk, "ro", installation)
+        let_go_on(trainer)
         trainer.join(120)
         assert trainer.exitcode is not None, installation.read_log()
         work = installation.work(job_id)
@@ -185,11 +196,12 @@ def test_a_process_that_may_write_no_large_file_any_more_loses_its_attempt_alone
 ) -> None:
     with installed(template, tmp_path) as installation, desk(installation):
         job_id = installation.submit()
-        trainer = installation.start_trainer()
-        installation.wait_for_step(job_id, 8)
+        trainer = installation.start_trainer("step.after_commit=stop@8")
+        let_stop(installation, trainer)
         # The database is longer than this by now, and so is a checkpoint: nothing that it records can be kept.
         assert trainer.pid is not None
         resource.prlimit(trainer.pid, resource.RLIMIT_FSIZE, (32_768, 32_768))
+        let_go_on(trainer)
         trainer.join(120)
         assert trainer.exitcode is not None, installation.read_log()
         go_on(installation, job_id)

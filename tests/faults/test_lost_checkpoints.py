@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checks import end_check
-from tests.faults.installation import Installation
+from tests.faults.installation import EVERY_STEP, Installation, on_sqlite
 from worker.training.checkpoint import CONTENT_FILES, MANIFEST_FILE
 
-EVERY_STEP = {"training": {"checkpoint_interval_s": 0}}
 Damage = Callable[[Path, random.Random], None]
 
-pytestmark = pytest.mark.parametrize("template", ["sqlite"], indirect=True)
+pytestmark = on_sqlite
 
 
 def flip_a_bit(path: Path, rng: random.Random) -> None:

@@ -161,7 +161,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def test_no_order_of_things_loses_doubles_or_stops_a_job(
     stage: Stage, request: pytest.FixtureRequest
 ) -> None:
-    examples = 70 if request.config.getoption("faults") else 12
+    examples = 40 if request.config.getoption("faults") else 12
     stories = seed(SEED)(type("Stories", (Stories,), {"stage": stage}))
     run_state_machine_as_test(
         stories,

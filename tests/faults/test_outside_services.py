@@ -15,10 +15,10 @@ from app.database import Database, open_engine
 from app.queue import build_publisher
 from tests.faults.checks import end_check
 from tests.faults.flaky_store import FlakyStore, Mood, flaky_store
-from tests.faults.installation import FAST, Installation, Template, desk, installed, reference_run
+from tests.faults.installation import FAST, SLOWLY, Installation, Template, desk, installed, reference_run
 from tests.object_store import make_bucket, point_at
 from tests.support import settings_in
-from tests.webhook_receiver import Request, receiving
+from tests.webhook_receiver import Received, Request, receiving
 from worker.miniature.corpus import training_rows
 
 ROWS = training_rows("clean", n=12)
@@ -42,6 +42,11 @@ def add_endpoint(installation: Installation, url: str) -> str:
     reply = installation.request("POST", "/v1/webhook_endpoints", json=body)
     assert reply.status_code == 200, reply.text
     return str(reply.json()["id"])
+
+
+def ids(received: list[Received]) -> set[str]:
+    """Return the ids of what a receiver was told."""
+    return {each.headers["webhook-id"] for each in received}
 
 
 def deliveries(installation: Installation, endpoint: str) -> list[dict[str, Any]]:
@@ -86,9 +91,9 @@ def test_receivers_that_are_down_or_drip_hold_up_neither_the_job_nor_the_others(
         taken.close()
         with receiving(port=port) as back:
             installation.wait(lambda: back.received, "the delivery to the receiver that is back")
-            assert [each.headers["webhook-id"] for each in back.received] == [
-                each.headers["webhook-id"] for each in good.received
-            ]
+            # Whoever is slow to answer may hear of it twice.
+            assert ids(back.received) == ids(good.received)
+            assert len(ids(good.received)) == 1
 
 
 # --- object store -----------------------------------------------------------------------------------------
@@ -129,7 +134,7 @@ def test_a_flaky_store_delays_a_job_and_loses_nothing(
     installation = bucket_installation
     reference = reference_run(sqlite_template, tmp_path)
     job_id = installation.submit()
-    trainer = installation.start_trainer()
+    trainer = installation.start_trainer(SLOWLY)
     installation.wait_for_step(job_id, 4)
     store.turn(mood)
     if mood == "unavailable":
@@ -158,8 +163,8 @@ def test_a_machine_that_is_lost_is_replaced_by_another_with_nothing_but_database
     installation = bucket_installation
     reference = reference_run(sqlite_template, tmp_path)
     job_id = installation.submit()
-    trainer = installation.start_trainer()
-    installation.wait_for_step(job_id, 14)
+    trainer = installation.start_trainer(SLOWLY)
+    installation.wait_for_step(job_id, 10)
     assert trainer.pid is not None
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.join()

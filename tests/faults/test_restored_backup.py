@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from tests.faults.checks import end_check
-from tests.faults.installation import JOBS, Template, desk, installed, reference_run
+from tests.faults.installation import EVERY_STEP, JOBS, Template, desk, installed, reference_run
 from tests.support import copy_database
-
-EVERY_STEP = {"training": {"checkpoint_interval_s": 0}}
 
 
 def test_an_old_backup_is_not_signed_over_and_a_fork_on_purpose_mends_it(

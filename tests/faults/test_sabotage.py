@@ -1,21 +1,22 @@
 """Each protection is taken out of a copy of the tree, and the suite must go red."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from tests.faults.installation import kill_session
 from tests.faults.sabotage import PROTECTIONS, Protection
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("app", "worker", "migrations", "tests", "docs")
 FILES = ("pyproject.toml", "README.md", "docker-compose.yml", "Dockerfile")
-TIMEOUT_S = 600.0
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -29,10 +30,29 @@ class Copy:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in FILES:
             shutil.copy(ROOT / name, folder / name)
+        self.printed, self.report = folder / "printed", folder / "report.xml"
+        self.runner = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.forked_pytest", str(self.printed), str(self.report)],
+            env=self.environment(),
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """End what runs the tests, in the middle of one if need be."""
+        kill_session(self.runner)
+        for pipe in (self.runner.stdin, self.runner.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def environment(self) -> dict[str, str]:
         """Return an environment in which every process, wherever it starts, imports the copy."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        # What is not edited is compiled once, whatever somebody prefers for the tree itself.
+        ours.pop("PYTHONDONTWRITEBYTECODE", None)
         return {**ours, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
 
     def imported_from(self) -> list[str]:
@@ -50,29 +70,24 @@ class Copy:
 
     def run(self, tests: Iterable[str]) -> dict[str, str]:
         """Run tests and return what came of each: passed, failed or skipped."""
-        report = self.folder / "report.xml"
-        report.unlink(missing_ok=True)
+        self.report.unlink(missing_ok=True)
         wanted = sorted(set(tests))
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        done = subprocess.run(
-            [*command, *wanted],
-            env=self.environment(),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT_S,
-        )
+        assert self.runner.stdin is not None
+        assert self.runner.stdout is not None
+        self.runner.stdin.write(json.dumps(wanted) + "\n")
+        self.runner.stdin.flush()
+        code = self.runner.stdout.readline().strip()
+        printed = self.printed.read_text(encoding="utf-8", errors="replace")
         # 0: all passed, 1: some failed. Anything else says nothing about the protection.
-        assert done.returncode in (0, 1), done.stdout + done.stderr
+        assert code in ("0", "1"), f"pytest ended with code {code or 'unknown'}: {printed}"
         found = {}
-        for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  (It was written by pytest.)
+        for case in ElementTree.parse(self.report).iter("testcase"):  # noqa: S314  (It was written by pytest.)
             place = f"{case.attrib['classname']}.{case.attrib['name']}"
             outcomes = {each.tag for each in case} & {"failure", "error", "skipped"}
             # A test that fails may leave something open besides, which is reported as another case of it.
             if found.get(place) != "failure":
                 found[place] = "failure" if "failure" in outcomes else next(iter(outcomes), "passed")
-        assert len(found) == len(wanted), done.stdout
+        assert len(found) == len(wanted), printed
         return {test: found[_place_of(test)] for test in wanted}
 
     def edit(self, protection: Protection) -> str:
@@ -109,9 +124,11 @@ def _selected(session: pytest.Session) -> list[Protection]:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     """A copy from which nothing was taken."""
-    return Copy(tmp_path_factory.mktemp("copy"))
+    copy = Copy(tmp_path_factory.mktemp("copy"))
+    yield copy
+    copy.close()
 
 
 @pytest.fixture(scope="module")

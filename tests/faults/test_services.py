@@ -17,20 +17,20 @@ import pytest
 from app.migration import newest_revision
 from tests.faults.checks import check_record, end_check
 from tests.faults.installation import (
+    SLOWLY,
     TIMEOUT_S,
     Installation,
     Template,
     installed,
     kill_session,
+    on_postgresql,
+    on_sqlite,
     reference_run,
 )
 from tests.faults.servers import Redis
 
 ROOT = Path(__file__).parents[2]
 STOP_S = 60.0
-
-on_postgresql = pytest.mark.parametrize("template", ["postgresql"], indirect=True)
-"""For what happens to processes rather than to the database, and would only take its time twice."""
 
 
 @pytest.fixture
@@ -50,13 +50,14 @@ def wait_for_no_process(installation: Installation) -> None:
     installation.wait(lambda: not installation.processes(), "no process left behind")
 
 
+@on_sqlite
 def test_a_service_that_is_killed_and_one_that_is_not_given_time_to_stop(
     service: Installation, template: Template, tmp_path: Path, rng: random.Random
 ) -> None:
     reference = reference_run(template, tmp_path)
-    first = service.start_service()
+    first = service.start_service(SLOWLY)
     job_id = service.submit()
-    service.wait_for_step(job_id, rng.randint(3, 10))
+    service.wait_for_step(job_id, rng.randint(3, 7))
     assert len(service.processes("worker.celery_app")) == 2
     # Not its process group: what it has started must notice by itself.
     os.kill(first.pid, signal.SIGKILL)
@@ -64,9 +65,9 @@ def test_a_service_that_is_killed_and_one_that_is_not_given_time_to_stop(
     wait_for_no_process(service)
     check_record(service.leaves(job_id), ended=False)
 
-    second = service.start_service()
+    second = service.start_service(SLOWLY)
     done = service.kinds(job_id).count("step")
-    service.wait_for_step(job_id, done + rng.randint(2, 5))
+    service.wait_for_step(job_id, done + rng.randint(2, 4))
     second.send_signal(signal.SIGTERM)
     time.sleep(rng.uniform(0.0, 0.3))
     kill_session(second)
@@ -86,11 +87,11 @@ def test_a_killed_worker_and_a_killed_trainer_under_it(
     service: Installation, template: Template, tmp_path: Path, rng: random.Random
 ) -> None:
     reference = reference_run(template, tmp_path)
-    service.start_service()
+    service.start_service(SLOWLY)
     job_id = service.submit()
     for words in (("worker.process", "gpu"), ("worker.celery_app", "gpu")):
         done = service.kinds(job_id).count("step")
-        service.wait_for_step(job_id, done + rng.randint(2, 6))
+        service.wait_for_step(job_id, done + rng.randint(2, 4))
         (victim,) = service.processes(*words)
         os.kill(victim, signal.SIGKILL)
     service.wait_for_success(job_id)
