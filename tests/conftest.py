@@ -9,7 +9,7 @@ import pytest
 
 from app.logs import QUIET
 from tests.object_store import make_bucket, point_at, s3_server
-from tests.support import database_on
+from tests.support import Migrated, database_on
 
 POSTGRESQL = os.environ.get("TETHER_TEST_DATABASE_URL")
 
@@ -52,9 +52,31 @@ def loggers() -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Migrated]:
+    """Where databases with the schema come from."""
+    migrated = Migrated(tmp_path_factory.mktemp("migrated"), POSTGRESQL)
+    yield migrated
+    migrated.close()
+
+
 @pytest.fixture(params=BACKENDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database that nobody else uses, once on SQLite and once on PostgreSQL."""
+def database_url(request: pytest.FixtureRequest, migrated: Migrated, tmp_path: Path) -> Iterator[str]:
+    """A database with the schema that nobody else uses, once on SQLite and once on PostgreSQL."""
+    with migrated.on(request.param, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(migrated: Migrated, tmp_path: Path) -> Iterator[str]:
+    """A database on SQLite with the schema that nobody else uses."""
+    with migrated.on("sqlite", tmp_path) as url:
+        yield url
+
+
+@pytest.fixture(params=BACKENDS)
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database that nobody else uses, likewise."""
     with database_on(request.param, tmp_path, POSTGRESQL) as url:
         yield url
 

@@ -1,20 +1,23 @@
 """What several tests need: databases of their own, a model folder without weights worth the name, settings."""
 
 import json
+import shutil
 import socket
 import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
+from sqlalchemy import make_url
 from sqlalchemy.orm import Session
 
 from app.base_models.service import register_base_model
-from app.database import Database, unit_of_work
+from app.database import Database, open_engine, unit_of_work
+from app.migration import migrate
 from app.models.base import new_id, utc_now
 from app.models.base_model import BaseModel, Critic
 from app.seat_belts import unfasten
@@ -35,6 +38,60 @@ def database_on(backend: str, folder: Path, server: str | None) -> Iterator[str]
             yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{name}"
         finally:
             administrator.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+
+
+class Migrated:
+    """Databases at the newest revision. Each kind is brought there once, and copied from then on."""
+
+    def __init__(self, folder: Path, server: str | None) -> None:
+        self._file = folder / "migrated.db"
+        self._server = server
+        self._template = ""
+
+    @contextmanager
+    def on(self, backend: str, folder: Path) -> Iterator[str]:
+        """Give the URL of a new one: a file in `folder`, or a database on the server, dropped after."""
+        if backend == "sqlite":
+            if not self._file.exists():
+                _bring_up(f"sqlite:///{self._file}")
+            yield f"sqlite:///{shutil.copy(self._file, folder / 'tether.db')}"
+            return
+        if not self._template:
+            self._template = self._create()
+            _bring_up(self._url(self._template))
+        name = self._create(self._template)
+        try:
+            yield self._url(name)
+        finally:
+            self._drop(name)
+
+    def close(self) -> None:
+        """Remove what was copied."""
+        if self._template:
+            self._drop(self._template)
+
+    def _url(self, name: str) -> str:
+        assert self._server is not None
+        return make_url(self._server).set(database=name).render_as_string(hide_password=False)
+
+    def _create(self, template: str = "template0") -> str:
+        name = f"tether_test_{uuid.uuid4().hex}"
+        self._execute("CREATE DATABASE {} TEMPLATE {}", name, template)
+        return name
+
+    def _drop(self, name: str) -> None:
+        self._execute("DROP DATABASE {} WITH (FORCE)", name)
+
+    def _execute(self, statement: LiteralString, *names: str) -> None:
+        assert self._server is not None
+        with psycopg.connect(self._server, autocommit=True) as administrator:
+            administrator.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+def _bring_up(url: str) -> None:
+    engine = open_engine(url)
+    migrate(engine)
+    engine.dispose()
 
 
 def copy_database(source: Path, target: Path) -> None:

@@ -18,7 +18,6 @@ from app.domain.job import State
 from app.errors import LeaseLost
 from app.jobs.service import cancel_job
 from app.keys.service import DEFAULT_PROJECT
-from app.migration import migrate
 from app.models.work import Work
 from app.settings import Settings
 from app.work import repository
@@ -50,7 +49,6 @@ def knocks() -> list[tuple[str, str]]:
 def database(database_url: str, knocks: list[tuple[str, str]]) -> Iterator[Database]:
     """A database with the schema."""
     database = Database(open_engine(database_url), collect(knocks))
-    migrate(database.engine)
     yield database
     database.engine.dispose()
 

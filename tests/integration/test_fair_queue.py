@@ -8,7 +8,6 @@ import pytest
 
 from app.database import Database, open_engine, read_only, unit_of_work
 from app.domain.job import State, WorkKind
-from app.migration import migrate
 from app.models.base import now_ms, utc_now
 from app.models.tenancy import Project, Span
 from app.models.work import Work
@@ -29,7 +28,6 @@ def settings(tmp_path: Path) -> Settings:
 def database(database_url: str) -> Iterator[Database]:
     """A database with two projects."""
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     with unit_of_work(database) as session:
         for name in ("a", "b"):
             session.add(Project(id=name, name=name, created_at=utc_now()))

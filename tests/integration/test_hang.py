@@ -19,7 +19,6 @@ from app.domain.job import State, WorkKind
 from app.failpoints import VARIABLE
 from app.files.service import add_file
 from app.keys.service import DEFAULT_PROJECT, ensure_project
-from app.migration import migrate
 from app.models.work import Work
 from app.reconciler import reconcile
 from app.settings import Settings
@@ -60,7 +59,6 @@ sys.exit(process.main())
 def database(database_url: str) -> Iterator[Database]:
     """A database with the schema."""
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     with unit_of_work(database) as session:
         ensure_project(session)
     yield database
@@ -281,7 +279,7 @@ def test_database_that_drops_every_connection_costs_nobody_a_lease_that_still_ru
     if database.engine.dialect.name == "sqlite":
         pytest.skip("a file drops no connections")
     settings = build_settings(tmp_path, database_url, lease_s=20.0, heartbeat_s=0.1, stall_s=600)
-    own = Database(open_engine(f"{database_url}&application_name=hang"), collect([]))
+    own = Database(open_engine(f"{database_url}?application_name=hang"), collect([]))
     work_id = add_check(database, settings, hangs=False)
     with unit_of_work(own) as session:
         work = repository.claim(session, work_id, owner="test", lease_ms=20_000)
@@ -293,7 +291,7 @@ def test_database_that_drops_every_connection_costs_nobody_a_lease_that_still_ru
             before = load(database, work_id).lease_until_ms
             assert before is not None
             with database.engine.begin() as connection:
-                # Every other connection of this test's database, which is a schema of its own.
+                # Every connection of the lease.
                 connection.execute(
                     text(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

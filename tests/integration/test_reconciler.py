@@ -22,7 +22,6 @@ from app.errors import LeaseLost
 from app.files.service import add_file
 from app.jobs.service import cancel_job
 from app.keys.service import DEFAULT_PROJECT
-from app.migration import migrate
 from app.models.base import now_ms, utc_now
 from app.models.file import File
 from app.models.job import Event, Job
@@ -50,7 +49,6 @@ def knocks() -> list[tuple[str, str]]:
 def database(database_url: str, knocks: list[tuple[str, str]]) -> Iterator[Database]:
     """A database with the schema."""
     database = Database(open_engine(database_url), collect(knocks))
-    migrate(database.engine)
     yield database
     database.engine.dispose()
 

@@ -11,7 +11,6 @@ from sqlalchemy import update
 from app.database import Database, open_engine, read_only, unit_of_work
 from app.domain.job import State
 from app.jobs.repository import list_events
-from app.migration import migrate
 from app.models.job import Job
 from app.models.work import Work
 from app.notary.service import Notary
@@ -28,7 +27,6 @@ from tests.support import add_job, collect, settings_in
 def database(database_url: str) -> Iterator[Database]:
     """A database with the schema."""
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     yield database
     database.engine.dispose()
 

@@ -16,7 +16,6 @@ from app.domain.job import Desired, State
 from app.errors import Conflict, LeaseLost
 from app.jobs.service import cancel_job
 from app.keys.service import DEFAULT_PROJECT
-from app.migration import migrate
 from app.models.job import LedgerLeaf
 from app.models.work import Work
 from app.work import repository
@@ -29,7 +28,6 @@ CALLER = Caller(project_id=DEFAULT_PROJECT, key_id="key_1")
 def database(database_url: str) -> Iterator[Database]:
     """A database with the schema."""
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     yield database
     database.engine.dispose()
 

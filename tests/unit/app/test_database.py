@@ -38,9 +38,9 @@ def observer() -> Observer:
 
 
 @pytest.fixture
-def database(database_url: str, observer: Observer) -> Iterator[Database]:
+def database(empty_database_url: str, observer: Observer) -> Iterator[Database]:
     """A database with one table."""
-    database = Database(open_engine(database_url), observer)
+    database = Database(open_engine(empty_database_url), observer)
     observer.database = database
     with unit_of_work(database) as session:
         session.execute(text("CREATE TABLE things (n INTEGER)"))
@@ -187,7 +187,7 @@ class TestOpenEngine:
                 assert session.execute(text("SELECT pg_backend_pid()")).scalar_one() not in (pid, lost)
 
     def test_a_transaction_in_which_nothing_happens_is_ended_by_the_server(
-        self, database: Database, database_url: str
+        self, database: Database, empty_database_url: str
     ) -> None:
         if database.engine.dialect.name != "postgresql":
             pytest.skip("about PostgreSQL")
@@ -195,7 +195,7 @@ class TestOpenEngine:
         with read_only(database) as session:
             assert session.execute(setting).scalar_one() == "2min"
         # What the operator says in the URL counts.
-        impatient = open_engine(f"{database_url}%20-cidle_in_transaction_session_timeout%3D200")
+        impatient = open_engine(f"{empty_database_url}%20-cidle_in_transaction_session_timeout%3D200")
         with pytest.raises(DBAPIError), impatient.connect() as connection:
             assert connection.execute(setting).scalar_one() == "200ms"
             time.sleep(1)

@@ -37,7 +37,6 @@ CHANGES: list[Callable[[Session], object]] = [
 def database(database_url: str, tmp_path: object) -> Iterator[Database]:
     """A database with a signed job and an act."""
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     with unit_of_work(database) as session:
         ensure_project(session)
         work = add_work(session, kind=WorkKind.TRAIN, queue="gpu", project_id=DEFAULT_PROJECT, args={})

@@ -12,7 +12,6 @@ from app.base_models.repository import get_base_model
 from app.base_models.service import inspect_folder, register_base_model, verify_base_model
 from app.database import Database, open_engine, read_only, unit_of_work
 from app.errors import Conflict, InvalidBaseModel, StorageUnavailable
-from app.migration import migrate
 from app.models.base_model import BaseModel
 from tests.support import collect, safetensors_bytes, write_model_folder
 
@@ -24,10 +23,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
+def database(sqlite_url: str) -> Iterator[Database]:
     """A database with the schema."""
-    database = Database(open_engine(f"sqlite:///{tmp_path}/tether.db"), collect([]))
-    migrate(database.engine)
+    database = Database(open_engine(sqlite_url), collect([]))
     yield database
     database.engine.dispose()
 

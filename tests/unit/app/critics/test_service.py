@@ -24,10 +24,9 @@ ROW = {"messages": [{"role": "user", "content": "hello"}], "label": 0, "group": 
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
+def database(sqlite_url: str, tmp_path: Path) -> Iterator[Database]:
     """A database with a base model."""
-    database = Database(open_engine(f"sqlite:///{tmp_path}/tether.db"), collect([]))
-    migrate(database.engine)
+    database = Database(open_engine(sqlite_url), collect([]))
     with unit_of_work(database) as session:
         ensure_admin_key(session, "key")
     add_base_model(database, "model", tmp_path / "model")

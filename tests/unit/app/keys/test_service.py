@@ -31,7 +31,6 @@ from app.keys.service import (
     rotate_key,
     scopes_of,
 )
-from app.migration import migrate
 from app.models.base import utc_now
 from app.models.tenancy import ApiKey
 from tests.support import collect
@@ -41,7 +40,6 @@ from tests.support import collect
 def database(database_url: str) -> Iterator[Database]:
     """A database with the schema and no key."""
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     yield database
     database.engine.dispose()
 

@@ -15,9 +15,9 @@ TIMES = Table("times", MetaData(), Column("at", UtcDateTime()))
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
+def engine(empty_database_url: str) -> Iterator[Engine]:
     """An engine on a database with one column of times."""
-    engine = open_engine(database_url)
+    engine = open_engine(empty_database_url)
     TIMES.create(engine)
     yield engine
     engine.dispose()

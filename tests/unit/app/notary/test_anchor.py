@@ -22,7 +22,6 @@ from app.domain.note import open_note, verifier_key
 from app.errors import ConfigurationError
 from app.keys.service import DEFAULT_PROJECT, ensure_project
 from app.metrics import _record
-from app.migration import migrate
 from app.models.base import now_ms, utc_now
 from app.models.installation_log import Anchor, LogCheckpoint
 from app.notary import anchor, keyfile
@@ -39,7 +38,6 @@ SECRET = b"0123456789abcdef0123456789abcdef"
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     with unit_of_work(database) as session:
         ensure_project(session)
     yield database

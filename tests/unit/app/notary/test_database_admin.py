@@ -26,7 +26,6 @@ from app.domain.verification import Held
 from app.domain.verify import verify_bundle
 from app.errors import NotaryRefuses
 from app.keys.service import DEFAULT_PROJECT, ensure_project
-from app.migration import migrate
 from app.models.installation_log import LogCheckpoint, LogHead, LogLeaf
 from app.models.job import LedgerLeaf
 from app.models.work import Work
@@ -34,8 +33,8 @@ from app.notary import keyfile, repository
 from app.notary.service import Notary
 from app.settings import Settings
 from app.work.repository import add_work
-from tests.conftest import BACKENDS, POSTGRESQL
-from tests.support import collect, database_on, settings_in, tampering
+from tests.conftest import BACKENDS
+from tests.support import Migrated, collect, settings_in, tampering
 from tests.unit.app.domain.synthetic_job import Record, make_job
 
 EARLY = 9
@@ -77,10 +76,10 @@ class Signed(NamedTuple):
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def installation(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, migrated: Migrated, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Signed]:
     folder = tmp_path_factory.mktemp(f"home-{request.param}")
-    with database_on(request.param, folder, POSTGRESQL) as url:
+    with migrated.on(request.param, folder) as url:
         yield from build(url, folder)
 
 
@@ -108,7 +107,6 @@ TABLES = [each.__table__ for each in (LogCheckpoint, LogHead, LogLeaf, LedgerLea
 
 def build(database_url: str, tmp_path: Path) -> Iterator[Signed]:
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     settings = settings_in(
         tmp_path / "home", database_url=database_url, head_interval_s=1, log_origin="tether.example/log"
     )

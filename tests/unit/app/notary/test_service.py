@@ -56,7 +56,6 @@ CANCEL: dict[str, Any] = {"command": "cancel", "actor": "key_1"}
 def database(database_url: str) -> Iterator[Database]:
     """A database with the schema and a project."""
     database = Database(open_engine(database_url), collect([]))
-    migrate(database.engine)
     with unit_of_work(database) as session:
         ensure_project(session)
     yield database

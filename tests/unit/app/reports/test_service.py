@@ -11,7 +11,6 @@ from app.database import Database, open_engine, unit_of_work
 from app.domain.job import State, WorkKind
 from app.jobs.repository import add_event
 from app.keys.service import DEFAULT_PROJECT, ensure_project
-from app.migration import migrate
 from app.models.base import utc_now
 from app.models.job import Event, Job
 from app.models.report import Report
@@ -24,10 +23,9 @@ STARTED = utc_now()
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
+def database(sqlite_url: str) -> Iterator[Database]:
     """A database with the schema."""
-    database = Database(open_engine(f"sqlite:///{tmp_path / 'tether.db'}"), collect([]))
-    migrate(database.engine)
+    database = Database(open_engine(sqlite_url), collect([]))
     with unit_of_work(database) as session:
         ensure_project(session)
     yield database

@@ -12,7 +12,6 @@ from app.base_models.service import register_base_model
 from app.database import Database, open_engine, unit_of_work
 from app.domain.dataset import read_lines
 from app.errors import InvalidTrainingFile
-from app.migration import migrate
 from app.safety_sets.repository import get_newest_set, list_sets
 from app.safety_sets.service import CHECKS, GENERIC_ANCHORS, Rows, add_missing_set, add_set, store_rows
 from app.settings import Settings
@@ -21,10 +20,9 @@ from tests.support import collect, settings_in, write_model_folder
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
+def database(sqlite_url: str) -> Iterator[Database]:
     """A database without anything in it."""
-    database = Database(open_engine(f"sqlite:///{tmp_path}/tether.db"), collect([]))
-    migrate(database.engine)
+    database = Database(open_engine(sqlite_url), collect([]))
     yield database
     database.engine.dispose()
 
