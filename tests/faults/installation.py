@@ -69,13 +69,21 @@ FAST: dict[str, Any] = {
 """Settings under which a fault is noticed within a test's patience. A worker that is to lose its lease gets a shorter one."""
 SHORT_LEASE = {"lease_s": 4, "heartbeat_s": 0.5}
 """Of a worker that is to lose its work."""
+
+
+def epochs(number: int) -> dict[str, Any]:
+    """Return what makes it a job of so many passes over the rows, of ten steps each."""
+    hyperparameters = {"n_epochs": number, "batch_size": 4}
+    return {"method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}}
+
+
 ARGUMENTS: dict[str, Any] = {
     "model": "miniature",
     "seed": 11,
     # Without them it takes half as long. WHOLE is the job that has them.
     "safety": {"method": "adaptive_kl", "anchors": None, "monitor": None},
     "training": {"checkpoint_interval_s": 0.25},
-    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}},
+    **epochs(2),
 }
 """The job that most faults happen to: 20 steps on 40 rows, a tenth of them harmful; a second or two, several checkpoints."""
 WHOLE: dict[str, Any] = {"safety": {"method": "adaptive_kl"}}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.faults.checks import end_check
-from tests.faults.installation import ENDED, Installation, Template, desk, installed, reference_run
+from tests.faults.installation import ENDED, Installation, Template, desk, epochs, installed, reference_run
 from tests.faults.servers import PostgreSQL
 
 DAY_S = 86_400
@@ -24,7 +24,7 @@ YEAR_2038 = datetime(2038, 1, 19, 3, 14, 6, tzinfo=UTC)
 """Two seconds before 31 bits of seconds since 1970 are full."""
 SLOWLY = "step.before_commit=sleep:0.2@*"
 """So that a job outlasts all that happens to its clock."""
-LONG = {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 4}}}}
+LONG = epochs(4)
 """A job of 40 steps, likewise."""
 
 

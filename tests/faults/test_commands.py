@@ -3,7 +3,6 @@
 import itertools
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,6 +11,7 @@ from tests.faults.installation import (
     SHORT_LEASE,
     Installation,
     Template,
+    epochs,
     join,
     let_go_on,
     let_stop,
@@ -21,9 +21,7 @@ from tests.faults.installation import (
 
 COMMANDS = ("pause", "resume", "cancel")
 PAIRS = tuple(itertools.product(COMMANDS, repeat=2))
-SHORT: dict[str, Any] = {
-    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 4}}}
-}
+SHORT = epochs(1)
 """A job of ten steps."""
 WITH_AN_OWNER = {
     "starting": "claim.after_commit=stop",

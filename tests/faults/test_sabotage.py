@@ -80,6 +80,7 @@ class Copy:
         printed = self.printed.read_text(encoding="utf-8", errors="replace")
         # 0: all passed, 1: some failed. Anything else says nothing about the protection.
         assert code in ("0", "1"), f"pytest ended with code {code or 'unknown'}: {printed}"
+        assert self.report.exists(), f"pytest reported nothing: {printed}"
         found = {}
         for case in ElementTree.parse(self.report).iter("testcase"):  # noqa: S314  (It was written by pytest.)
             place = f"{case.attrib['classname']}.{case.attrib['name']}"

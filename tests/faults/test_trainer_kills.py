@@ -4,7 +4,6 @@ import os
 import random
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from tests.faults.installation import (
     Installation,
     Template,
     desk,
+    epochs,
     installed,
     on_sqlite,
     reference_run,
@@ -49,11 +49,7 @@ OF_A_TRAINING = (
 OF_A_PAUSE = ("pause.before_commit", "pause.after_commit", "release.before_commit")
 OFTEN = {"step.before_commit": 9, "step.after_commit": 9, "checkpoint.after_file": 6}
 """How often an attempt comes by at least, before anything else that is armed strikes."""
-LONG: dict[str, Any] = {
-    **WHOLE,
-    **EVERY_STEP,
-    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 4}}},
-}
+LONG = {**WHOLE, **EVERY_STEP, **epochs(3)}
 """A job that comes by all of them, whatever a machine does in how much time."""
 
 
